@@ -64,3 +64,12 @@ pub const MIN_DATA_SIZE: u64 = 1 << 20;
 
 /// The largest data area: 64 TiB.
 pub const MAX_DATA_SIZE: u64 = 64 << 40;
+
+/// How long a fresh connection may stay without a sign of life from the peer. It holds nothing up.
+pub const ARRIVAL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The first pause before a peer that was dropped for slowness is let in again; it doubles …
+pub const SLOW_PEER_BACKOFF_MIN: Duration = Duration::from_secs(1);
+
+/// … up to this, and starts anew after a connection that held that long.
+pub const SLOW_PEER_BACKOFF_MAX: Duration = Duration::from_secs(60);

@@ -5,6 +5,8 @@
 //! before the header's CRC matched and the length is within the bound of its type. `Hello` is the
 //! first frame of both sides and negotiates the version, so its layout never changes.
 
+pub mod message;
+
 use crate::limits::{MAX_CONTROL_PAYLOAD, MAX_PAYLOAD, RESYNC_CHUNK};
 use thiserror::Error;
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
@@ -58,8 +60,6 @@ pub enum FrameType {
     SyncFinish = 37,
     /// The target is UpToDate durably.
     SyncFinished = 38,
-    /// Please become the source of a full sync: the sender's copy was invalidated.
-    SyncRequest = 39,
 
     /// The sender wants to start a generation as Primary; record it.
     Promote = 48,
@@ -91,7 +91,6 @@ impl FrameType {
             SyncZero,
             SyncFinish,
             SyncFinished,
-            SyncRequest,
             Promote,
             Promoted,
             PromoteRefused,
@@ -143,8 +142,8 @@ pub enum PayloadKind {
 pub const FLAG_FUA: u8 = 1;
 /// The store may give the zeroed space back.
 pub const FLAG_MAY_UNMAP: u8 = 2;
-/// In a [`FrameType::Done`]: the operation failed on the sender's disk.
-pub const FLAG_FAILED: u8 = 4;
+/// In a [`FrameType::SyncReady`]: every block of the sender is dirty; no bits were sent.
+pub const FLAG_WHOLE: u8 = 4;
 
 /// A frame header whose CRC, type and lengths were checked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -283,5 +282,73 @@ impl Header {
             return Err(WireError::RangeMismatch { kind });
         }
         Ok(header)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn write() -> Header {
+        Header {
+            kind: FrameType::Write,
+            flags: FLAG_FUA,
+            generation: 0x1122,
+            id: 3,
+            offset: 0x1_0000_0000,
+            length: 512,
+            payload_len: 512,
+            payload_crc: 0xdead_beef,
+        }
+    }
+
+    #[test]
+    fn golden_bytes() {
+        let bytes = write().encode();
+        #[rustfmt::skip]
+        assert_eq!(&bytes[..44], [
+            16, 1, 0, 0, 0, 2, 0, 0,
+            0x22, 0x11, 0, 0, 0, 0, 0, 0,
+            3, 0, 0, 0, 0, 0, 0, 0,
+            0, 0, 0, 0, 1, 0, 0, 0,
+            0, 2, 0, 0, 0xef, 0xbe, 0xad, 0xde,
+            0, 0, 0, 0,
+        ]);
+        assert_eq!(bytes[44..], crc32fast::hash(&bytes[..44]).to_le_bytes());
+        assert_eq!(Header::decode(&bytes), Ok(write()));
+    }
+
+    #[test]
+    fn lengths_are_bounded_by_type() {
+        let decode = |header: Header| Header::decode(&header.encode());
+        let len = |kind, len| Header {
+            kind,
+            length: len,
+            payload_len: len,
+            ..write()
+        };
+        assert!(decode(len(FrameType::Write, MAX_PAYLOAD)).is_ok());
+        assert!(decode(len(FrameType::Write, MAX_PAYLOAD + 1)).is_err());
+        assert!(decode(len(FrameType::Write, 0)).is_err());
+        assert!(decode(len(FrameType::SyncWrite, RESYNC_CHUNK as u32 + 1)).is_err());
+        assert!(decode(len(FrameType::Hello, MAX_CONTROL_PAYLOAD + 1)).is_err());
+        assert!(decode(len(FrameType::Ping, 1)).is_err());
+        assert!(
+            decode(Header {
+                length: 511,
+                ..write()
+            })
+            .is_err()
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn a_flipped_bit_is_noticed(at in 0usize..HEADER_LEN, bit in 0u8..8) {
+            let mut bytes = write().encode();
+            bytes[at] ^= 1 << bit;
+            prop_assert_eq!(Header::decode(&bytes), Err(WireError::HeaderChecksum));
+        }
     }
 }

@@ -73,6 +73,13 @@ impl Bitmap {
         }
     }
 
+    /// From here on only the first `size` bytes of the device exist.
+    pub fn limit(&mut self, size: u64) {
+        let bits = size.div_ceil(BLOCK).min(self.bits);
+        self.change(bits, self.bits, false);
+        self.bits = bits;
+    }
+
     /// Bytes of dirty blocks.
     pub fn dirty_bytes(&self) -> u64 {
         self.dirty * BLOCK
@@ -81,6 +88,11 @@ impl Bitmap {
     /// Whether no block is dirty.
     pub fn is_clean(&self) -> bool {
         self.dirty == 0
+    }
+
+    /// Whether every block is dirty.
+    pub fn is_all_dirty(&self) -> bool {
+        self.dirty == self.bits
     }
 
     /// The blocks that a byte range touches, as a half-open range of bit numbers.

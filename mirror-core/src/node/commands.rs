@@ -1,0 +1,392 @@
+//! What an operator asks for, and on what condition it is done.
+//!
+//! A command is looked at when no transition and no agreement is under way; until then it waits.
+
+use super::boundary::{Action, Command, CommandId, PrimaryMode, Severity};
+use super::link::{AfterLoss, Link, Mode};
+use super::timer::Timer;
+use super::transition::{AfterDemote, AfterShrink, Kind};
+use super::{Node, Phase};
+use crate::control::CommandOutcome;
+use crate::error::{ErrorId, Refusal};
+use crate::types::{DiskState, Generation, Holders, MirrorId, Role};
+use crate::wire::message::{Goodbye, Lineage};
+
+/// What came of looking at a command.
+enum Looked {
+    /// It was answered, or a transition was begun that will answer it.
+    Taken,
+    /// It must be looked at again later.
+    Wait,
+}
+
+impl Node {
+    /// An operator asks for something.
+    pub(super) fn command_arrives(&mut self, command: CommandId, what: Command) {
+        self.commands.push_back((command, what));
+    }
+
+    /// Looks at the command that waits longest. Returns whether one was taken.
+    pub(super) fn pump_commands(&mut self) -> bool {
+        let Some(&(command, what)) = self.commands.front() else {
+            return false;
+        };
+        let busy =
+            !self.transition.is_idle() || self.link.is_agreeing() || self.outdated_by.is_some();
+        if matches!(self.phase, Phase::New | Phase::Attaching | Phase::Settling)
+            || (busy && self.phase == Phase::Running && !is_immediate(what))
+        {
+            return false;
+        }
+        match self.look_at(command, what) {
+            Looked::Taken => {
+                self.commands.pop_front();
+                self.timers.cancel(Timer::CommandPatience);
+                true
+            }
+            Looked::Wait => false,
+        }
+    }
+
+    fn look_at(&mut self, command: CommandId, what: Command) -> Looked {
+        let usable = !matches!(self.disk, DiskState::Diskless | DiskState::Failed);
+        if self.phase == Phase::Closed || !usable {
+            if what == Command::Down {
+                self.done(command, Vec::new());
+                if self.phase != Phase::Closed {
+                    self.close();
+                }
+            } else {
+                let text = match &self.refusal {
+                    Some(refusal) => format!("no usable disk here: {refusal}"),
+                    None => "the mirror is down; run `kagami up`".to_owned(),
+                };
+                self.refuse(command, ErrorId::NoUsableDisk, &text);
+            }
+            return Looked::Taken;
+        }
+        match what {
+            Command::Primary(mode) => return self.primary_command(command, mode),
+            Command::Secondary => return self.demote_command(AfterDemote::Answer(command)),
+            Command::Down if self.role == Role::Primary => {
+                return self.demote_command(AfterDemote::Leave(command));
+            }
+            Command::Down => self.leave(command),
+            Command::Connect { .. } => self.connect_if_alone(command, what),
+            Command::Disconnect => self.disconnect_command(command),
+            Command::Invalidate => self.invalidate_command(command),
+            Command::PauseResync | Command::ResumeResync => {
+                self.resync_paused = what == Command::PauseResync;
+                self.done(command, Vec::new());
+            }
+        }
+        Looked::Taken
+    }
+
+    fn primary_command(&mut self, command: CommandId, mode: PrimaryMode) -> Looked {
+        if self.role == Role::Primary && !self.serving {
+            return Looked::Wait;
+        }
+        if self.role == Role::Primary {
+            self.done(command, Vec::new());
+            return Looked::Taken;
+        }
+        match self.plan_promotion(command, mode) {
+            Ok(Some(kind)) => {
+                if matches!(kind, Kind::PromoteAlone { .. }) {
+                    // The peer, if it is there at all, will learn of the new generation when it
+                    // is met again.
+                    if self.link.connection().is_some() {
+                        self.lose_link("this node becomes Primary alone", AfterLoss::Search);
+                    }
+                }
+                self.begin_transition(kind);
+                Looked::Taken
+            }
+            Ok(None) => {
+                self.timers
+                    .set_if_idle(Timer::CommandPatience, self.search_patience());
+                Looked::Wait
+            }
+            Err(refusal) => {
+                self.refuse(command, refusal.id, &refusal.message);
+                Looked::Taken
+            }
+        }
+    }
+
+    /// How this node may become Primary now; `None` while the peer may still turn up.
+    fn plan_promotion(
+        &mut self,
+        command: CommandId,
+        mode: PrimaryMode,
+    ) -> Result<Option<Kind>, Refusal> {
+        let initial = matches!(mode, PrimaryMode::Initial | PrimaryMode::InitialAssumeClean);
+        let unborn = self.record.generation.is_unborn();
+        let (peer, mirror) = (self.config.peer.clone(), self.config.mirror.clone());
+        if initial && !unborn {
+            return Err(Refusal::new(
+                ErrorId::NotInitial,
+                format!("{mirror} was initialised before; leave `--initial` away"),
+            ));
+        }
+        if unborn && !initial {
+            return Err(Refusal::new(
+                ErrorId::NeverInitialised,
+                format!(
+                    "{mirror} was never initialised; if this node has the data to begin with, \
+                     run `kagami primary {mirror} --initial`"
+                ),
+            ));
+        }
+        if let Some(session) = self.link.session() {
+            if session.peer.role == Role::Primary {
+                return Err(Refusal::new(
+                    ErrorId::PeerIsPrimary,
+                    format!("{peer} is Primary; run `kagami secondary {mirror}` there first"),
+                ));
+            }
+            return self.plan_with_peer(command, mode).map(Some);
+        }
+        let meeting = matches!(self.link, Link::Searching | Link::Arrived { .. })
+            && !self.met_peer
+            && self.now < self.search_patience();
+        let alone = Kind::PromoteAlone { command, mode };
+        match (mode, self.disk) {
+            (PrimaryMode::Initial, _) => Ok(Some(alone)),
+            (PrimaryMode::InitialAssumeClean, _) if meeting => Ok(None),
+            (PrimaryMode::InitialAssumeClean, _) => Err(Refusal::new(
+                ErrorId::NotConnected,
+                format!(
+                    "{peer} is not connected, and must record that both disks are equal; start \
+                         its daemon and try again"
+                ),
+            )),
+            (PrimaryMode::Ordinary, DiskState::UpToDate) => Ok(Some(alone)),
+            (PrimaryMode::Ordinary, _) if meeting => Ok(None),
+            (PrimaryMode::Ordinary, disk) => Err(self.not_up_to_date(disk)),
+            (PrimaryMode::Force, _) => Ok(Some(alone)),
+        }
+    }
+
+    fn not_up_to_date(&self, disk: DiskState) -> Refusal {
+        let (peer, mirror) = (&self.config.peer, &self.config.mirror);
+        if disk == DiskState::Inconsistent {
+            return Refusal::new(
+                ErrorId::Inconsistent,
+                format!(
+                    "this copy of {mirror} is Inconsistent: a resync from {peer} is not complete. \
+                     Bring {peer} back; `--force` would serve a mix of old and new blocks"
+                ),
+            );
+        }
+        Refusal::new(
+            ErrorId::NotUpToDate,
+            format!(
+                "this copy of {mirror} is {disk}: {peer} may have acknowledged writes that are \
+                 not here. Bring {peer} back, or use `--force` and lose those writes"
+            ),
+        )
+    }
+
+    fn plan_with_peer(&mut self, command: CommandId, mode: PrimaryMode) -> Result<Kind, Refusal> {
+        let mirror = self.config.mirror.clone();
+        let Some(session) = self.link.session() else {
+            return Ok(Kind::PromoteAlone { command, mode });
+        };
+        match (&session.mode, mode) {
+            (Mode::Idle(_), PrimaryMode::InitialAssumeClean) => {
+                if !session.hello.generation.is_unborn() {
+                    return Err(Refusal::new(
+                        ErrorId::NotInitial,
+                        format!("{}'s disk was initialised before", self.config.peer),
+                    ));
+                }
+                let mirror_size = self.initial_size();
+                let lineage = Lineage {
+                    mirror: MirrorId((self.id_source.0)()),
+                    mirror_size,
+                    generation: self.next_generation(),
+                    ancestry: Vec::new(),
+                    whole: true,
+                };
+                Ok(Kind::PromoteTogether { command, lineage })
+            }
+            (Mode::Idle(_), PrimaryMode::Initial | PrimaryMode::Force) => {
+                Ok(Kind::PromoteAlone { command, mode })
+            }
+            (Mode::Idle(_), PrimaryMode::Ordinary) => Err(self.not_up_to_date(self.disk)),
+            (Mode::Target(_), _) => Err(Refusal::new(
+                ErrorId::Inconsistent,
+                format!(
+                    "this copy of {mirror} is being resynced from {}; wait for the resync, or \
+                     make that node Primary",
+                    self.config.peer
+                ),
+            )),
+            (Mode::Source(_), _) => Ok(Kind::PromoteAlone { command, mode }),
+            (Mode::InSync, _) => {
+                let generation = self.next_generation();
+                let mut ancestry = self.record.ancestry.clone();
+                ancestry.insert(0, self.record.generation);
+                let lineage = Lineage {
+                    generation,
+                    ancestry,
+                    ..self.lineage(false)
+                };
+                Ok(Kind::PromoteTogether { command, lineage })
+            }
+        }
+    }
+
+    /// What the operator should know of a promotion without the peer.
+    pub(super) fn warnings_of_promotion(&self, mode: PrimaryMode) -> Vec<String> {
+        let peer = &self.config.peer;
+        let unarbitrated = format!(
+            "unarbitrated: nothing proves that {peer} is down; if it is Primary too, the two \
+             copies diverge"
+        );
+        match mode {
+            PrimaryMode::Initial | PrimaryMode::InitialAssumeClean => Vec::new(),
+            PrimaryMode::Ordinary if self.was_sole => Vec::new(),
+            PrimaryMode::Ordinary => vec![unarbitrated],
+            PrimaryMode::Force => vec![
+                format!("forced: writes that only {peer} acknowledged are not in this copy"),
+                unarbitrated,
+            ],
+        }
+    }
+
+    fn demote_command(&mut self, then: AfterDemote) -> Looked {
+        if self.role != Role::Primary {
+            if let AfterDemote::Answer(command) = then {
+                self.done(command, Vec::new());
+            }
+            return Looked::Taken;
+        }
+        if self.serving {
+            self.serving = false;
+            self.out.push(Action::Serve(false));
+        }
+        if self.requests.len() > 0 {
+            return Looked::Wait;
+        }
+        self.begin_transition(Kind::Demote { then });
+        Looked::Taken
+    }
+
+    fn connect_if_alone(&mut self, command: CommandId, what: Command) {
+        let discard = matches!(
+            what,
+            Command::Connect {
+                discard_my_data: true
+            }
+        );
+        if discard && self.role == Role::Primary {
+            let text = format!(
+                "a Primary's data cannot be discarded; run `kagami secondary {}` first",
+                self.config.mirror
+            );
+            return self.refuse(command, ErrorId::NotAsPrimary, &text);
+        }
+        let trying = matches!(
+            self.link,
+            Link::Searching | Link::Arrived { .. } | Link::Connected(_)
+        );
+        if discard || !trying {
+            if matches!(self.link, Link::Connected(_)) {
+                // Agreed already: there is nothing to discard.
+                return self.done(command, Vec::new());
+            }
+            if self.link.connection().is_some() {
+                self.lose_link("connecting anew", AfterLoss::Search);
+            }
+            self.connect_command(what);
+        }
+        self.done(command, Vec::new());
+    }
+
+    fn disconnect_command(&mut self, command: CommandId) {
+        let in_sync = matches!(self.link.session().map(|s| &s.mode), Some(Mode::InSync));
+        if in_sync && self.role == Role::Primary {
+            // The peer is left behind in good order: first the right to go on alone, then it is
+            // told, so that it will not be promoted by mistake.
+            let after = AfterShrink::Disconnect { command };
+            return self.begin_transition(Kind::Shrink { after });
+        }
+        if in_sync
+            && self
+                .link
+                .session()
+                .is_some_and(|s| s.peer.role == Role::Primary)
+        {
+            self.disk = DiskState::Consistent;
+        }
+        let outdated_by = (self.role == Role::Primary && self.record.holders == Holders::Sole)
+            .then_some(self.record.generation);
+        let reason = "disconnected by an operator".to_owned();
+        let goodbye = Goodbye {
+            outdated_by,
+            reason,
+        };
+        self.part(
+            "disconnected by an operator",
+            goodbye,
+            AfterLoss::StandAlone,
+        );
+        self.refusal = None;
+        self.done(command, Vec::new());
+    }
+
+    fn invalidate_command(&mut self, command: CommandId) {
+        let mirror = &self.config.mirror;
+        if self.role == Role::Primary {
+            let text = format!(
+                "a Primary's copy cannot be invalidated; run `kagami secondary {mirror}` first, or \
+                 invalidate the other node's copy there"
+            );
+            return self.refuse(command, ErrorId::NotAsPrimary, &text);
+        }
+        let mode = self.link.session().map(|session| &session.mode);
+        if !matches!(mode, Some(Mode::InSync)) {
+            let text = format!(
+                "invalidating needs a connected peer whose copy is UpToDate; see `kagami status \
+                 {mirror}`"
+            );
+            return self.refuse(command, ErrorId::NotConnected, &text);
+        }
+        // The handshake does the rest: an Inconsistent side becomes target, after the other has
+        // shrunk the holders.
+        self.lose_link("this copy is invalidated", AfterLoss::Search);
+        self.invalidating = Some(command);
+        self.event(
+            Severity::Warning,
+            "the local copy is invalidated".to_owned(),
+        );
+    }
+
+    /// Answers an operator with success.
+    pub(super) fn done(&mut self, command: CommandId, warnings: Vec<String>) {
+        let result = Ok(CommandOutcome { warnings });
+        self.out.push(Action::CommandDone { command, result });
+    }
+
+    /// Answers an operator with a refusal.
+    pub(super) fn refuse(&mut self, command: CommandId, id: ErrorId, text: &str) {
+        let result = Err(Refusal::new(id, text));
+        self.out.push(Action::CommandDone { command, result });
+    }
+
+    /// The generation as operators see it.
+    pub(super) fn generation_in_words(&self) -> String {
+        match self.record.generation {
+            Generation::UNBORN => String::new(),
+            generation => generation.to_string(),
+        }
+    }
+}
+
+/// Commands that need no rest.
+fn is_immediate(what: Command) -> bool {
+    matches!(what, Command::PauseResync | Command::ResumeResync)
+}

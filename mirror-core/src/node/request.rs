@@ -1,0 +1,703 @@
+//! Guest requests from arrival to completion.
+//!
+//! A write goes through up to four gates before it is submitted, in this order: its range is free
+//! ([`super::ordering`]), its extents are in the activity log ([`super::activity`]), the
+//! generation is durably marked as used (design.md R3), and no handshake or change of record is
+//! under way that froze what this node said of itself. Then both halves are submitted together.
+
+use super::Node;
+use super::boundary::{Action, DiskError, GuestError, GuestOperation, Payload, RequestId};
+use super::link::PeerTag;
+use super::operation::Purpose;
+use super::ordering::{Claimant, Half, may_acknowledge};
+use super::records::Then;
+use crate::limits::{MAX_PAYLOAD, SECTOR, ZERO_PIECE};
+use crate::types::{ByteRange, Holders, Role, Time};
+use crate::wire::{FLAG_FUA, FLAG_MAY_UNMAP, FrameType, Header};
+use std::collections::VecDeque;
+
+/// A request's place in the table of requests.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct RequestKey {
+    index: u32,
+    generation: u32,
+}
+
+impl RequestKey {
+    /// As a number within a [`PeerTag`]: the generation counter loses its top bits, so that a
+    /// number returns only after 2^28 requests in one place.
+    pub(super) fn to_number(self) -> u64 {
+        u64::from(self.generation & 0x0fff_ffff) << 32 | u64::from(self.index)
+    }
+
+    #[cfg(test)]
+    pub(super) fn test(index: u32) -> RequestKey {
+        RequestKey {
+            index,
+            generation: 0,
+        }
+    }
+}
+
+/// What a guest wants.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Kind {
+    Read,
+    Write { payload: Payload, fua: bool },
+    Zero { may_unmap: bool, fua: bool },
+    Flush,
+}
+
+/// How far it got.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Stage {
+    /// Waits for overlapping writes.
+    AwaitingRange,
+    /// Waits for a transaction of the activity log.
+    AwaitingLog,
+    /// Waits for the generation to be marked as used, or for a handshake or a change of record to
+    /// end.
+    AwaitingGate,
+    /// Submitted.
+    InFlight { local: Half, peer: Half },
+    /// A read whose data is here, but a write it may have seen is not acknowledged yet.
+    AwaitingWrites { payload: Payload, ticket: u64 },
+}
+
+/// A guest's request.
+#[derive(Debug)]
+pub(super) struct Guest {
+    request: RequestId,
+    kind: Kind,
+    /// All of it.
+    range: ByteRange,
+    /// The part being worked on; zeroing goes piece by piece.
+    piece: ByteRange,
+    arrived: Time,
+    /// When the current piece was sent to the peer.
+    sent: Time,
+    stage: Stage,
+    /// Of a flush: what it covers locally, and whether the log follows its peer half.
+    covers: u64,
+    followed: bool,
+}
+
+/// All requests of guests.
+#[derive(Debug, Default)]
+pub(super) struct Requests {
+    slots: Vec<(u32, Option<Guest>)>,
+    free: Vec<u32>,
+    /// Waiting for the activity log, in order of arrival.
+    pub(super) log_queue: VecDeque<RequestKey>,
+    /// Waiting at the last gate, in order of arrival.
+    gate_queue: VecDeque<RequestKey>,
+    /// Reads in [`Stage::AwaitingWrites`].
+    late_reads: Vec<RequestKey>,
+    granted: Vec<Claimant>,
+}
+
+impl Requests {
+    fn insert(&mut self, guest: Guest) -> RequestKey {
+        match self.free.pop() {
+            Some(index) => {
+                let slot = &mut self.slots[index as usize];
+                slot.1 = Some(guest);
+                RequestKey {
+                    index,
+                    generation: slot.0,
+                }
+            }
+            None => {
+                self.slots.push((0, Some(guest)));
+                RequestKey {
+                    index: (self.slots.len() - 1) as u32,
+                    generation: 0,
+                }
+            }
+        }
+    }
+
+    fn find(&mut self, key: RequestKey) -> Option<&mut Guest> {
+        let slot = self.slots.get_mut(key.index as usize)?;
+        if slot.0 == key.generation {
+            slot.1.as_mut()
+        } else {
+            None
+        }
+    }
+
+    fn remove(&mut self, key: RequestKey) -> Option<Guest> {
+        self.find(key)?;
+        let slot = &mut self.slots[key.index as usize];
+        slot.0 = slot.0.wrapping_add(1) & 0x0fff_ffff;
+        self.free.push(key.index);
+        slot.1.take()
+    }
+
+    /// The request behind a number of [`RequestKey::to_number`].
+    pub(super) fn by_number(&self, number: u64) -> Option<RequestKey> {
+        let index = number as u32;
+        let slot = self.slots.get(index as usize)?;
+        let key = RequestKey {
+            index,
+            generation: slot.0,
+        };
+        (slot.1.is_some() && key.to_number() == number).then_some(key)
+    }
+
+    /// Requests not completed.
+    pub(super) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    fn keys(&self) -> Vec<RequestKey> {
+        let occupied = self
+            .slots
+            .iter()
+            .enumerate()
+            .filter(|(_, slot)| slot.1.is_some());
+        occupied
+            .map(|(i, slot)| RequestKey {
+                index: i as u32,
+                generation: slot.0,
+            })
+            .collect()
+    }
+
+    /// When the oldest request went to the peer that the peer has not answered.
+    pub(super) fn oldest_at_peer(&self) -> Option<Time> {
+        let guests = self.slots.iter().filter_map(|slot| slot.1.as_ref());
+        guests
+            .filter(|guest| {
+                matches!(
+                    guest.stage,
+                    Stage::InFlight {
+                        peer: Half::Pending,
+                        ..
+                    }
+                )
+            })
+            .map(|guest| guest.sent)
+            .min()
+    }
+
+    /// Whether a write or flush is submitted that needs the peer, or a right to do without.
+    pub(super) fn any_needs_peer(&self) -> bool {
+        let guests = self.slots.iter().filter_map(|slot| slot.1.as_ref());
+        guests
+            .filter(|guest| guest.kind != Kind::Read)
+            .any(|guest| matches!(guest.stage, Stage::InFlight { .. }))
+    }
+}
+
+impl Node {
+    /// A guest asks for something.
+    pub(super) fn guest_arrives(&mut self, request: RequestId, operation: GuestOperation) {
+        self.guest_active = self.now;
+        let (kind, range) = match operation {
+            GuestOperation::Read(range) => (Kind::Read, range),
+            GuestOperation::Write {
+                range,
+                payload,
+                fua,
+            } => (Kind::Write { payload, fua }, range),
+            GuestOperation::Zero {
+                range,
+                may_unmap,
+                fua,
+            } => (Kind::Zero { may_unmap, fua }, range),
+            GuestOperation::Flush => (Kind::Flush, ByteRange::new(0, 0)),
+        };
+        if let Err(error) = self.admit(kind, range) {
+            if let Kind::Write { payload, .. } = kind {
+                self.out.push(Action::Release(payload));
+            }
+            self.out.push(Action::Complete {
+                request,
+                result: Err(error),
+            });
+            return;
+        }
+        let key = self.requests.insert(Guest {
+            request,
+            kind,
+            range,
+            piece: range,
+            arrived: self.now,
+            sent: self.now,
+            stage: Stage::InFlight {
+                local: Half::Pending,
+                peer: Half::Absent,
+            },
+            covers: 0,
+            followed: false,
+        });
+        match kind {
+            Kind::Read => {
+                let op = self.ops.start(Purpose::Guest(key));
+                self.out.push(Action::Read {
+                    op,
+                    range,
+                    checksum: false,
+                });
+            }
+            Kind::Flush => self.pass_gate(key),
+            Kind::Write { .. } | Kind::Zero { .. } => self.begin_piece(key),
+        }
+    }
+
+    fn admit(&self, kind: Kind, range: ByteRange) -> Result<(), GuestError> {
+        if !self.serving {
+            return Err(GuestError::NotPrimary);
+        }
+        if kind == Kind::Flush {
+            return Ok(());
+        }
+        let longest = match kind {
+            Kind::Zero { .. } => u64::MAX,
+            _ => u64::from(MAX_PAYLOAD),
+        };
+        let aligned = range.start.is_multiple_of(SECTOR) && range.end.is_multiple_of(SECTOR);
+        let fits = range.end <= self.record.mirror_size && range.len() <= longest;
+        if aligned && fits && !range.is_empty() {
+            Ok(())
+        } else {
+            Err(GuestError::OutOfRange)
+        }
+    }
+
+    /// Cuts the next piece of a write or zeroing and takes it to the first gate.
+    fn begin_piece(&mut self, key: RequestKey) {
+        let Some(guest) = self.requests.find(key) else {
+            return;
+        };
+        if matches!(guest.kind, Kind::Zero { .. }) {
+            guest.piece.end = guest.range.end.min(guest.piece.start + ZERO_PIECE);
+        }
+        let piece = guest.piece;
+        guest.stage = Stage::AwaitingRange;
+        if self.locks.acquire(piece, Claimant::Guest(key)) {
+            self.enter_log(key);
+        }
+    }
+
+    /// The range is taken: the next gate is the activity log.
+    pub(super) fn enter_log(&mut self, key: RequestKey) {
+        let Some(guest) = self.requests.find(key) else {
+            return;
+        };
+        if self.log.begin(guest.piece) {
+            self.pass_gate(key);
+        } else {
+            guest.stage = Stage::AwaitingLog;
+            self.requests.log_queue.push_back(key);
+            self.log_wanted = true;
+        }
+    }
+
+    /// Lets those in whose extents became active.
+    pub(super) fn retry_log_queue(&mut self) {
+        for _ in 0..self.requests.log_queue.len() {
+            let Some(key) = self.requests.log_queue.pop_front() else {
+                return;
+            };
+            let Some(guest) = self.requests.find(key) else {
+                continue;
+            };
+            if self.log.begin(guest.piece) {
+                self.pass_gate(key);
+            } else {
+                self.requests.log_queue.push_back(key);
+            }
+        }
+    }
+
+    /// The piece that a request waiting for the log needs.
+    pub(super) fn piece_of(&mut self, key: RequestKey) -> Option<ByteRange> {
+        self.requests.find(key).map(|guest| guest.piece)
+    }
+
+    /// The last gate: nothing is submitted while a handshake or change of record has frozen what
+    /// this node said of itself, nor before the generation is marked as used.
+    fn pass_gate(&mut self, key: RequestKey) {
+        let closed = self.gate_closed();
+        let Some(guest) = self.requests.find(key) else {
+            return;
+        };
+        let writes = guest.kind != Kind::Flush;
+        if closed || (writes && !self.use_is_durable) {
+            guest.stage = Stage::AwaitingGate;
+            self.requests.gate_queue.push_back(key);
+        } else if writes {
+            self.submit_write(key);
+        } else {
+            self.submit_flush(key);
+        }
+    }
+
+    /// Opens the last gate if it may be open.
+    pub(super) fn retry_gate(&mut self) {
+        if self.requests.gate_queue.is_empty() || self.gate_closed() {
+            return;
+        }
+        if !self.use_is_durable {
+            if !self.record.used {
+                self.record.used = true;
+                self.commit(Then::Used);
+            }
+            // Flushes need no mark, and must not wait behind a write that does.
+            for _ in 0..self.requests.gate_queue.len() {
+                let Some(key) = self.requests.gate_queue.pop_front() else {
+                    break;
+                };
+                self.pass_gate(key);
+            }
+            return;
+        }
+        while let Some(key) = self.requests.gate_queue.pop_front() {
+            self.pass_gate(key);
+        }
+    }
+
+    fn submit_write(&mut self, key: RequestKey) {
+        let replicating = self.replicating();
+        let op = self.ops.start(Purpose::Guest(key));
+        let Some(guest) = self.requests.find(key) else {
+            return;
+        };
+        guest.stage = Stage::InFlight {
+            local: Half::Pending,
+            peer: Half::Absent,
+        };
+        let range = guest.piece;
+        self.out.push(match guest.kind {
+            Kind::Write { payload, fua } => Action::Write {
+                op,
+                offset: range.start,
+                payload,
+                fua,
+            },
+            Kind::Zero { may_unmap, fua } => Action::Zero {
+                op,
+                range,
+                may_unmap,
+                fua,
+            },
+            Kind::Read | Kind::Flush => return,
+        });
+        if replicating {
+            self.send_to_peer(key);
+        } else {
+            self.bitmap.mark(range);
+        }
+    }
+
+    fn submit_flush(&mut self, key: RequestKey) {
+        let op = self.ops.start(Purpose::Guest(key));
+        let covers = self.log.local_written();
+        let Some(guest) = self.requests.find(key) else {
+            return;
+        };
+        guest.covers = covers;
+        guest.stage = Stage::InFlight {
+            local: Half::Pending,
+            peer: Half::Absent,
+        };
+        self.out.push(Action::Flush { op });
+        if self.replicating() {
+            self.send_to_peer(key);
+        }
+    }
+
+    /// Sends the peer its half of a write, zeroing or flush.
+    fn send_to_peer(&mut self, key: RequestKey) {
+        let generation = self.record.generation.tag();
+        let now = self.now;
+        let Some(guest) = self.requests.find(key) else {
+            return;
+        };
+        let Stage::InFlight { peer, .. } = &mut guest.stage else {
+            return;
+        };
+        *peer = Half::Pending;
+        guest.sent = now;
+        let range = guest.piece;
+        let ranged = |kind, flags| Header {
+            flags,
+            offset: range.start,
+            length: range.len() as u32,
+            ..Header::bare(kind, generation, PeerTag::Guest(key).encode())
+        };
+        let fua_flag = |fua: bool| if fua { FLAG_FUA } else { 0 };
+        match guest.kind {
+            Kind::Write { payload, fua } => {
+                self.send_data(ranged(FrameType::Write, fua_flag(fua)), payload);
+            }
+            Kind::Zero { may_unmap, fua } => {
+                let unmap = if may_unmap { FLAG_MAY_UNMAP } else { 0 };
+                self.send(ranged(FrameType::Zero, fua_flag(fua) | unmap));
+            }
+            Kind::Flush => {
+                guest.followed = self.log.peer_flush_begins();
+                self.send(Header::bare(
+                    FrameType::Flush,
+                    generation,
+                    PeerTag::Guest(key).encode(),
+                ));
+            }
+            Kind::Read => {}
+        }
+    }
+
+    /// The local half of a request ended.
+    pub(super) fn guest_disk_done(
+        &mut self,
+        key: RequestKey,
+        result: Result<Option<Payload>, DiskError>,
+    ) {
+        let Some(guest) = self.requests.find(key) else {
+            // Aborted meanwhile; a read's buffer still is ours to give back.
+            if let Ok(Some(payload)) = result {
+                self.out.push(Action::Release(payload));
+            }
+            return;
+        };
+        let (kind, piece) = (guest.kind, guest.piece);
+        match (kind, result) {
+            (Kind::Read, Ok(Some(payload))) => {
+                self.answer_read(key, payload, self.locks.newest_ticket());
+            }
+            // One unreadable block does not take the disk away; the guest is told.
+            (Kind::Read, _) => self.finish(key, Err(GuestError::Io)),
+            (_, Err(error)) => self.fail_disk(error),
+            (Kind::Write { fua, .. } | Kind::Zero { fua, .. }, Ok(_)) => {
+                self.log.local_completed(piece, fua);
+                self.half_done(key, true);
+            }
+            (Kind::Flush, Ok(_)) => {
+                let covers = guest.covers;
+                self.log.local_flushed(covers);
+                self.half_done(key, true);
+            }
+        }
+    }
+
+    /// The peer's half of a request ended.
+    pub(super) fn guest_peer_done(&mut self, key: RequestKey) {
+        let Some(guest) = self.requests.find(key) else {
+            return;
+        };
+        // A completion that was voided meanwhile does not count (design.md R1).
+        if !matches!(
+            guest.stage,
+            Stage::InFlight {
+                peer: Half::Pending,
+                ..
+            }
+        ) {
+            return;
+        }
+        match guest.kind {
+            Kind::Write { fua: false, .. } | Kind::Zero { fua: false, .. } => {
+                let piece = guest.piece;
+                self.log.peer_completed(piece);
+            }
+            Kind::Flush if guest.followed => self.log.peer_flushed(),
+            _ => {}
+        }
+        self.half_done(key, false);
+    }
+
+    fn half_done(&mut self, key: RequestKey, is_local: bool) {
+        let Some(guest) = self.requests.find(key) else {
+            return;
+        };
+        if let Stage::InFlight { local, peer } = &mut guest.stage {
+            *(if is_local { local } else { peer }) = Half::Done;
+        }
+        if !self.requests.log_queue.is_empty() {
+            self.log_wanted = true;
+        }
+        self.try_acknowledge(key);
+    }
+
+    fn try_acknowledge(&mut self, key: RequestKey) {
+        let (replicating, by_right) = (self.replicating(), self.acts_by_right());
+        let holders = self.record.holders;
+        let Some(guest) = self.requests.find(key) else {
+            return;
+        };
+        let Stage::InFlight { local, peer } = guest.stage else {
+            return;
+        };
+        if guest.kind == Kind::Read || !may_acknowledge(local, peer, replicating, holders, by_right)
+        {
+            return;
+        }
+        if guest.kind != Kind::Flush {
+            let piece = guest.piece;
+            self.log.end(piece);
+            self.release_range(piece);
+            let Some(guest) = self.requests.find(key) else {
+                return;
+            };
+            if guest.piece.end < guest.range.end {
+                guest.piece = ByteRange {
+                    start: guest.piece.end,
+                    end: guest.range.end,
+                };
+                self.begin_piece(key);
+                return;
+            }
+        }
+        self.finish(key, Ok(None));
+    }
+
+    /// Looks at every submitted request again, after what they waited for may have changed.
+    pub(super) fn retry_acknowledgements(&mut self) {
+        for key in self.requests.keys() {
+            self.try_acknowledge(key);
+        }
+    }
+
+    /// Gives a range back and lets those go on that waited for it.
+    pub(super) fn release_range(&mut self, range: ByteRange) {
+        let mut granted = std::mem::take(&mut self.requests.granted);
+        self.locks.release(range, &mut granted);
+        self.follow_grants(granted);
+        if !self.requests.late_reads.is_empty() {
+            self.retry_late_reads();
+        }
+    }
+
+    /// Takes back a claim that still waits, and lets those go on that waited behind it.
+    pub(super) fn withdraw_claim(&mut self, claimant: Claimant) {
+        let mut granted = std::mem::take(&mut self.requests.granted);
+        self.locks.withdraw(claimant, &mut granted);
+        self.follow_grants(granted);
+    }
+
+    fn follow_grants(&mut self, mut granted: Vec<Claimant>) {
+        for claimant in granted.drain(..) {
+            match claimant {
+                Claimant::Guest(key) => self.enter_log(key),
+                Claimant::Chunk(serial) => self.chunk_has_range(serial),
+            }
+        }
+        self.requests.granted = granted;
+    }
+
+    fn answer_read(&mut self, key: RequestKey, payload: Payload, ticket: u64) {
+        let Some(guest) = self.requests.find(key) else {
+            return;
+        };
+        if self.locks.written_since(guest.range, ticket) {
+            guest.stage = Stage::AwaitingWrites { payload, ticket };
+            self.requests.late_reads.push(key);
+        } else {
+            self.finish(key, Ok(Some(payload)));
+        }
+    }
+
+    fn retry_late_reads(&mut self) {
+        for key in std::mem::take(&mut self.requests.late_reads) {
+            let stage = self.requests.find(key).map(|guest| guest.stage);
+            if let Some(Stage::AwaitingWrites { payload, ticket }) = stage {
+                self.answer_read(key, payload, ticket);
+            }
+        }
+    }
+
+    fn finish(&mut self, key: RequestKey, result: Result<Option<Payload>, GuestError>) {
+        let Some(guest) = self.requests.remove(key) else {
+            return;
+        };
+        if let Kind::Write { payload, .. } = guest.kind {
+            self.out.push(Action::Release(payload));
+        }
+        if result.is_ok() {
+            let took = self.now.since(guest.arrived).as_millis() as u64;
+            self.counters.count(guest.kind, guest.range.len(), took);
+        }
+        self.out.push(Action::Complete {
+            request: guest.request,
+            result,
+        });
+    }
+
+    /// The peer's half of everything in flight is void: the connection is gone, or the peer is
+    /// about to be resynced. What was sent and is not known durable there becomes dirty.
+    pub(super) fn void_peer_halves(&mut self) {
+        self.log.peer_lost(&mut self.bitmap);
+        for key in self.requests.keys() {
+            let Some(guest) = self.requests.find(key) else {
+                continue;
+            };
+            if let Stage::InFlight { peer, .. } = &mut guest.stage {
+                *peer = Half::Absent;
+                guest.followed = false;
+                if matches!(guest.kind, Kind::Write { .. } | Kind::Zero { .. }) {
+                    let piece = guest.piece;
+                    self.bitmap.mark(piece);
+                }
+            }
+        }
+    }
+
+    /// A peer takes writes from now on: it gets all that are in flight.
+    pub(super) fn resend_to_peer(&mut self) {
+        for key in self.requests.keys() {
+            let Some(guest) = self.requests.find(key) else {
+                continue;
+            };
+            let wants = guest.kind != Kind::Read;
+            if wants
+                && matches!(
+                    guest.stage,
+                    Stage::InFlight {
+                        peer: Half::Absent,
+                        ..
+                    }
+                )
+            {
+                self.send_to_peer(key);
+            }
+        }
+    }
+
+    /// Ends every request with an error, because the disk or the role is gone. Operations in
+    /// flight go on holding their buffers in the driver.
+    pub(super) fn abort_requests(&mut self, error: GuestError) {
+        self.requests.log_queue.clear();
+        self.requests.gate_queue.clear();
+        self.requests.late_reads.clear();
+        for key in self.requests.keys() {
+            let Some(guest) = self.requests.find(key) else {
+                continue;
+            };
+            if let Stage::AwaitingWrites { payload, .. } = guest.stage {
+                self.out.push(Action::Release(payload));
+            }
+            self.finish(key, Err(error));
+        }
+    }
+
+    /// Whether what this node said of itself is frozen.
+    fn gate_closed(&self) -> bool {
+        self.link.is_agreeing() || self.transition.freezes_requests()
+    }
+
+    /// Whether the record that [`Holders`] describes is durable and no change of it is under way.
+    fn acts_by_right(&self) -> bool {
+        self.role == Role::Primary && !self.transition.withholds_acknowledgement()
+    }
+
+    /// Whether a request waits for a peer that is not there, and a shrinking would help.
+    pub(super) fn needs_shrinking(&self) -> bool {
+        self.role == Role::Primary
+            && self.record.holders != Holders::Sole
+            && !self.replicating()
+            && !self.link.is_agreeing()
+            && self.requests.any_needs_peer()
+    }
+}

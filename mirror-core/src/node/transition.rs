@@ -1,0 +1,753 @@
+//! Changes of role, generation and holders: at most one at a time, each a short list of stages.
+//!
+//! The list of a transition *is* its ordering rule: a stage begins only when the one before it is
+//! durable or answered. With an arbiter, its question comes between [`Stage::Note`] and
+//! [`Stage::Record`] (design.md R2).
+
+use super::Node;
+use super::boundary::{Action, CommandId, PrimaryMode, Severity};
+use super::link::{AfterLoss, Mode, PeerTag};
+use super::operation::Purpose;
+use super::records::Then;
+use super::timer::Timer;
+use crate::error::ErrorId;
+use crate::meta::superblock::{Proposal, Trust};
+use crate::types::{DiskState, Generation, GenerationId, Holders, MirrorId, ReplicaId, Role};
+use crate::wire::message::{Goodbye, Lineage, text_bytes, text_from};
+use crate::wire::{FrameType, Header};
+
+/// What is being changed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Kind {
+    /// This UpToDate replica becomes the sole holder.
+    Shrink { after: AfterShrink },
+    /// This sole holder gets the peer as a resync target.
+    OfferSync { whole: bool },
+    /// Become Primary without the peer.
+    PromoteAlone {
+        command: CommandId,
+        mode: PrimaryMode,
+    },
+    /// Become Primary with the peer's record of it.
+    PromoteTogether {
+        command: CommandId,
+        lineage: Lineage,
+    },
+    /// Record that the peer becomes Primary.
+    Grant { lineage: Lineage },
+    /// Give the role back. Guests have been drained.
+    Demote { then: AfterDemote },
+    /// Record that both replicas are equal.
+    Agree,
+    /// Become the target of a resync.
+    BecomeTarget {
+        lineage: Lineage,
+        peer_replica: ReplicaId,
+    },
+    /// The resync of this target is complete.
+    FinishTarget,
+    /// The resync of the peer is complete: it becomes a holder again (design.md R5).
+    Widen,
+    /// The peer went on alone, and said so.
+    Outdate { generation: Generation },
+    /// Drain and flush before the store is closed.
+    Leave { command: CommandId },
+}
+
+/// What a shrinking was for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum AfterShrink {
+    /// The guest's requests go on.
+    Resume,
+    /// The peer becomes a target.
+    OfferSync { whole: bool },
+    /// The peer is left behind on an operator's word.
+    Disconnect { command: CommandId },
+}
+
+/// What a demotion was for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum AfterDemote {
+    /// The role itself.
+    Answer(CommandId),
+    /// Closing the store.
+    Leave(CommandId),
+}
+
+/// One step of a transition.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Stage {
+    /// The peer's writes that were submitted to this disk complete.
+    Drain,
+    /// What completed on this disk becomes durable.
+    Flush,
+    /// What completed on either disk becomes durable.
+    FlushBoth,
+    /// The intention becomes durable.
+    Note,
+    /// The peer answers.
+    Ask,
+    /// The bitmap on disk becomes the one in memory, and the activity log empty.
+    Save,
+    /// The change becomes durable in one slot.
+    Record,
+    /// The change becomes durable in both slots: it lowers trust.
+    RecordTwice,
+}
+
+impl Kind {
+    fn stages(&self) -> &'static [Stage] {
+        use Stage::*;
+        match self {
+            Kind::Shrink { .. } | Kind::PromoteAlone { .. } => &[Flush, Note, Record],
+            Kind::OfferSync { .. } => &[Record],
+            Kind::PromoteTogether { .. } => &[Flush, Ask, Record],
+            Kind::Grant { .. } | Kind::Agree | Kind::FinishTarget => &[Flush, Record],
+            Kind::Demote { .. } => &[FlushBoth, Save, Record],
+            Kind::BecomeTarget { .. } => &[Drain, RecordTwice],
+            Kind::Widen => &[Note, Ask, Record],
+            Kind::Outdate { .. } => &[RecordTwice],
+            Kind::Leave { .. } => &[Drain, Flush],
+        }
+    }
+}
+
+/// The transition under way, if any.
+#[derive(Debug, Default)]
+pub(super) struct Transition {
+    active: Option<Active>,
+    serial: u32,
+}
+
+#[derive(Debug)]
+struct Active {
+    kind: Kind,
+    /// Index into [`Kind::stages`].
+    at: usize,
+    /// Answers outstanding in [`Stage::FlushBoth`]: this disk's, the peer's.
+    flushes: (bool, bool),
+    /// The generation to be, of the kinds that begin one.
+    generation: Generation,
+    /// Tells this transition's flushes from those of one that was given up.
+    serial: u32,
+}
+
+impl Transition {
+    pub(super) fn is_idle(&self) -> bool {
+        self.active.is_none()
+    }
+
+    fn stage(&self) -> Option<Stage> {
+        let active = self.active.as_ref()?;
+        active.kind.stages().get(active.at).copied()
+    }
+
+    /// Whether guest requests wait before submission: this node's facts are about to change.
+    pub(super) fn freezes_requests(&self) -> bool {
+        let kind = self.active.as_ref().map(|active| &active.kind);
+        matches!(kind, Some(Kind::Shrink { .. } | Kind::OfferSync { .. }))
+    }
+
+    /// Whether nothing may be acknowledged: the right to do so is being asked for.
+    pub(super) fn withholds_acknowledgement(&self) -> bool {
+        self.freezes_requests()
+    }
+}
+
+impl Node {
+    /// Starts a transition. Only when none is under way.
+    pub(super) fn begin_transition(&mut self, kind: Kind) {
+        debug_assert!(
+            self.transition.is_idle(),
+            "{kind:?} during {:?}",
+            self.transition
+        );
+        let generation = match &kind {
+            Kind::PromoteTogether { lineage, .. } => lineage.generation,
+            _ => self.next_generation(),
+        };
+        self.transition.serial = self.transition.serial.wrapping_add(1);
+        let serial = self.transition.serial;
+        let flushes = (false, false);
+        self.transition.active = Some(Active {
+            kind,
+            at: 0,
+            flushes,
+            generation,
+            serial,
+        });
+        self.enter_stage();
+    }
+
+    /// A fresh generation after the present one.
+    pub(super) fn next_generation(&mut self) -> Generation {
+        Generation {
+            counter: self.record.generation.counter + 1,
+            id: GenerationId((self.id_source.0)()),
+        }
+    }
+
+    /// The stage under way has ended well.
+    pub(super) fn transition_step(&mut self) {
+        if let Some(active) = &mut self.transition.active {
+            active.at += 1;
+            self.enter_stage();
+        }
+    }
+
+    fn enter_stage(&mut self) {
+        match self.transition.stage() {
+            None => self.complete_transition(),
+            Some(Stage::Drain | Stage::Save) => self.poll_transition(),
+            Some(Stage::Flush) => self.flush_for_step(),
+            Some(Stage::FlushBoth) => self.flush_both(),
+            Some(Stage::Note) => self.note(),
+            Some(Stage::Ask) => self.ask(),
+            Some(Stage::Record) => {
+                self.apply();
+                self.commit(Then::Step);
+            }
+            Some(Stage::RecordTwice) => {
+                self.apply();
+                self.commit_both(Then::Step);
+            }
+        }
+    }
+
+    fn flush_for_step(&mut self) {
+        let op = self.ops.start(Purpose::Step(self.transition.serial));
+        self.out.push(Action::Flush { op });
+    }
+
+    fn flush_both(&mut self) {
+        let replicating = self.replicating();
+        if let Some(active) = &mut self.transition.active {
+            active.flushes = (true, replicating);
+        }
+        self.flush_for_step();
+        if replicating {
+            let generation = self.record.generation.tag();
+            self.send(Header::bare(
+                FrameType::Flush,
+                generation,
+                PeerTag::Step.encode(),
+            ));
+        }
+    }
+
+    /// This disk's flush for the stage under way succeeded.
+    pub(super) fn step_flushed_here(&mut self, serial: u32) {
+        if self
+            .transition
+            .active
+            .as_ref()
+            .is_none_or(|active| active.serial != serial)
+        {
+            return;
+        }
+        match (self.transition.stage(), &mut self.transition.active) {
+            (Some(Stage::Flush), _) => self.transition_step(),
+            (Some(Stage::FlushBoth), Some(active)) => {
+                active.flushes.0 = false;
+                self.step_if_both_flushed();
+            }
+            _ => {}
+        }
+    }
+
+    /// The peer's flush for the stage under way succeeded.
+    pub(super) fn step_flushed_there(&mut self) {
+        if let (Some(Stage::FlushBoth), Some(active)) =
+            (self.transition.stage(), &mut self.transition.active)
+        {
+            active.flushes.1 = false;
+            self.step_if_both_flushed();
+        }
+    }
+
+    fn step_if_both_flushed(&mut self) {
+        let flushes = self.transition.active.as_ref().map(|active| active.flushes);
+        if flushes == Some((false, false)) {
+            self.transition_step();
+        }
+    }
+
+    /// Moves the stages on that wait for something other than an answer.
+    pub(super) fn poll_transition(&mut self) {
+        match self.transition.stage() {
+            Some(Stage::Drain) if self.ops.peer_writes == 0 => self.transition_step(),
+            Some(Stage::Save) => {
+                // Everything is durable on both, or marked in the bitmap.
+                if !self.bitmap_is_saved() {
+                    self.save_bitmap();
+                } else if !self.log.is_empty() && !self.log.is_writing() {
+                    self.log.evict_all();
+                    self.write_log();
+                } else if !self.log.is_saved() {
+                    self.write_log();
+                } else {
+                    self.transition_step();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn note(&mut self) {
+        let Some(active) = &self.transition.active else {
+            return;
+        };
+        if active.kind == Kind::Widen {
+            self.record.holders = Holders::Widening;
+        } else {
+            self.record.proposal = Some(Proposal {
+                generation: active.generation,
+                holders: Holders::Sole,
+            });
+        }
+        self.commit(Then::Step);
+    }
+
+    fn ask(&mut self) {
+        // No new session can stand while a transition is under way, so if there is one it is the
+        // one this question belongs to.
+        if self.link.session().is_none() {
+            return self.transition_lost_link();
+        }
+        let Some(active) = &self.transition.active else {
+            return;
+        };
+        let generation = self.record.generation.tag();
+        match &active.kind {
+            Kind::PromoteTogether { lineage, .. } => {
+                let bytes = lineage.encode();
+                self.send_control(Header::bare(FrameType::Promote, generation, 0), bytes);
+            }
+            Kind::Widen => self.send(Header::bare(FrameType::SyncFinish, generation, 0)),
+            _ => {}
+        }
+    }
+
+    /// The peer answered the question of the stage under way.
+    pub(super) fn peer_answered(&mut self, header: Header) {
+        let kind = self.transition.active.as_ref().map(|active| &active.kind);
+        let expected = matches!(
+            (header.kind, kind),
+            (FrameType::Promoted, Some(Kind::PromoteTogether { .. }))
+                | (FrameType::SyncFinished, Some(Kind::Widen))
+        );
+        if expected && self.transition.stage() == Some(Stage::Ask) {
+            self.transition_step();
+        } else {
+            self.protocol_error("an answer to no question");
+        }
+    }
+
+    /// The peer does not grant the promotion.
+    pub(super) fn promotion_refused(&mut self, bytes: &[u8]) {
+        let kind = self.transition.active.as_ref().map(|active| &active.kind);
+        if let Some(Kind::PromoteTogether { command, .. }) = kind {
+            let command = *command;
+            self.transition.active = None;
+            let text = format!("{} refused: {}", self.config.peer, text_from(bytes));
+            self.refuse(command, ErrorId::PeerRefused, &text);
+        }
+    }
+
+    /// The peer wants to become Primary.
+    pub(super) fn peer_wants_promotion(&mut self, bytes: &[u8]) {
+        let lineage = match Lineage::decode(FrameType::Promote, bytes) {
+            Ok(lineage) => lineage,
+            Err(error) => return self.protocol_error(&error.to_string()),
+        };
+        match self.objection_to_promotion(&lineage) {
+            None => self.begin_transition(Kind::Grant { lineage }),
+            Some(objection) => {
+                let generation = self.record.generation.tag();
+                let header = Header::bare(FrameType::PromoteRefused, generation, 0);
+                self.send_control(header, text_bytes(objection).to_vec());
+            }
+        }
+    }
+
+    fn objection_to_promotion(&self, lineage: &Lineage) -> Option<&'static str> {
+        let Some(session) = self.link.session() else {
+            return Some("not connected");
+        };
+        let current = self.record.generation;
+        if self.role == Role::Primary {
+            Some("it is Primary itself; run `kagami secondary` there first")
+        } else if !self.transition.is_idle() || !self.records.is_settled() {
+            Some("it is changing its own state; try again")
+        } else if lineage.whole {
+            let fits = lineage.mirror_size > 0 && lineage.mirror_size <= self.record.data_size;
+            (!current.is_unborn() || !fits || lineage.mirror.is_none())
+                .then_some("its disk was initialised before")
+        } else if !matches!(session.mode, Mode::InSync) {
+            Some("the replicas are not in sync")
+        } else if lineage.ancestry.first() != Some(&current) {
+            Some("it knows another generation")
+        } else {
+            None
+        }
+    }
+
+    /// Changes the superblock in memory, for the stage that then makes it durable.
+    fn apply(&mut self) {
+        let Some(active) = &self.transition.active else {
+            return;
+        };
+        let (kind, generation) = (active.kind.clone(), active.generation);
+        match kind {
+            Kind::Shrink { .. } => {
+                self.record.begin_generation(generation);
+                // A Primary shrinks because writes wait to be acknowledged in the new generation.
+                self.record.used = self.role == Role::Primary;
+                self.record.holders = Holders::Sole;
+                self.record.proposal = None;
+            }
+            Kind::OfferSync { whole } => self.apply_offer(whole),
+            Kind::PromoteAlone { mode, .. } => self.apply_promotion_alone(mode, generation),
+            Kind::PromoteTogether { lineage, .. } => {
+                self.apply_promotion_together(&lineage);
+                self.record.primary = true;
+            }
+            Kind::Grant { lineage } => self.apply_promotion_together(&lineage),
+            Kind::Demote { .. } => self.record.primary = false,
+            Kind::Agree | Kind::Widen => self.apply_in_sync(),
+            Kind::FinishTarget => {
+                self.bitmap.clear_all();
+                self.apply_in_sync();
+            }
+            Kind::BecomeTarget {
+                lineage,
+                peer_replica,
+            } => {
+                self.apply_becoming_target(&lineage, peer_replica);
+            }
+            Kind::Outdate { .. } => self.record.trust = Trust::Outdated,
+            Kind::Leave { .. } => {}
+        }
+    }
+
+    fn apply_offer(&mut self, whole: bool) {
+        if let Some(theirs) = self.agreeing_with() {
+            self.record.peer_replica = theirs.replica;
+        }
+        if whole {
+            self.bitmap.mark_all();
+            self.record.all_dirty = true;
+        }
+    }
+
+    fn apply_in_sync(&mut self) {
+        if let Some(theirs) = self.agreeing_with() {
+            self.record.peer_replica = theirs.replica;
+        }
+        self.record.trust = Trust::UpToDate;
+        self.record.holders = Holders::Both;
+        self.record.in_sync_boot = self.boot;
+        self.record.last_common = self.record.generation;
+        self.record.all_dirty = false;
+        self.record.primary = self.role == Role::Primary;
+    }
+
+    fn apply_becoming_target(&mut self, lineage: &Lineage, peer_replica: ReplicaId) {
+        let record = &mut self.record;
+        record.adopt_history(lineage.generation, &lineage.ancestry);
+        record.mirror = lineage.mirror;
+        record.mirror_size = lineage.mirror_size;
+        record.peer_replica = peer_replica;
+        record.trust = Trust::Inconsistent;
+        record.holders = Holders::Peer;
+        record.primary = false;
+        // Its data will be what was written in that generation.
+        record.used = true;
+        self.bitmap.limit(lineage.mirror_size);
+        if lineage.whole {
+            // The source has marked every block; marks of an older life here mean nothing.
+            self.bitmap.clear_all();
+            self.record.all_dirty = false;
+        } else if self.invalidating.is_some() {
+            self.bitmap.mark_all();
+            self.record.all_dirty = true;
+        }
+    }
+
+    fn apply_promotion_alone(&mut self, mode: PrimaryMode, generation: Generation) {
+        let first = matches!(mode, PrimaryMode::Initial | PrimaryMode::InitialAssumeClean);
+        if first {
+            self.record.mirror = MirrorId((self.id_source.0)());
+            self.record.mirror_size = self.initial_size();
+            self.bitmap.limit(self.record.mirror_size);
+            self.bitmap.mark_all();
+            self.record.all_dirty = true;
+        }
+        self.was_sole = self.record.holders == Holders::Sole;
+        let was_incomplete = self.record.trust == Trust::Inconsistent && !first;
+        self.record.begin_generation(generation);
+        if was_incomplete {
+            // What is promoted here is not the generation it was a copy in the making of: the two
+            // must look diverged, so that an operator decides between them.
+            self.record.ancestry.remove(0);
+            self.bitmap.mark_all();
+            self.record.all_dirty = true;
+        }
+        self.record.trust = Trust::UpToDate;
+        self.record.holders = Holders::Sole;
+        self.record.proposal = None;
+        self.record.primary = true;
+    }
+
+    fn apply_promotion_together(&mut self, lineage: &Lineage) {
+        self.record.begin_generation(lineage.generation);
+        if !lineage.whole {
+            return;
+        }
+        self.record.mirror = lineage.mirror;
+        self.record.mirror_size = lineage.mirror_size;
+        if let Some(session) = self.link.session() {
+            self.record.peer_replica = session.hello.replica;
+        }
+        self.bitmap.limit(lineage.mirror_size);
+        self.bitmap.clear_all();
+        self.apply_in_sync();
+    }
+
+    /// The mirrored size of a first generation: what fits both, as far as the peer is known.
+    pub(super) fn initial_size(&self) -> u64 {
+        let peer = self
+            .link
+            .session()
+            .map_or(u64::MAX, |session| session.hello.data_size);
+        self.record.data_size.min(peer)
+    }
+
+    /// Everything the transition is about is durable: it takes effect.
+    fn complete_transition(&mut self) {
+        let Some(active) = self.transition.active.take() else {
+            return;
+        };
+        self.use_is_durable = self.record.used;
+        match active.kind {
+            Kind::Shrink { after } => self.shrunk(after),
+            Kind::OfferSync { whole } => self.offer_sync(whole),
+            Kind::PromoteAlone { command, mode } => {
+                self.became_primary();
+                let warnings = self.warnings_of_promotion(mode);
+                self.done(command, warnings);
+            }
+            Kind::PromoteTogether { command, lineage } => {
+                if lineage.whole {
+                    self.began_clean();
+                }
+                self.became_primary();
+                self.done(command, Vec::new());
+            }
+            Kind::Grant { lineage } => {
+                if lineage.whole {
+                    self.began_clean();
+                }
+                if self.link.session().is_some() {
+                    let generation = self.record.generation.tag();
+                    self.send(Header::bare(FrameType::Promoted, generation, 0));
+                }
+            }
+            Kind::Demote { then } => self.demoted(then),
+            Kind::Agree => self.agreed_in_sync(),
+            Kind::BecomeTarget { lineage, .. } => {
+                self.disk = DiskState::Inconsistent;
+                self.announce_target(lineage.whole);
+                if let Some(command) = self.invalidating.take() {
+                    self.done(command, Vec::new());
+                }
+            }
+            Kind::FinishTarget => self.target_finished(),
+            Kind::Widen => self.widened(),
+            Kind::Outdate { .. } => self.disk = DiskState::Outdated,
+            Kind::Leave { command } => {
+                self.done(command, Vec::new());
+                self.close();
+            }
+        }
+        self.acknowledgements_due = true;
+    }
+
+    fn shrunk(&mut self, after: AfterShrink) {
+        let generation = self.record.generation;
+        self.event(
+            Severity::Warning,
+            format!("sole holder from generation {generation} on"),
+        );
+        match after {
+            AfterShrink::Resume => {}
+            AfterShrink::OfferSync { whole } => {
+                if self.agreeing_with().is_some() {
+                    self.begin_transition(Kind::OfferSync { whole });
+                }
+            }
+            AfterShrink::Disconnect { command } => {
+                let goodbye = Goodbye {
+                    outdated_by: Some(generation),
+                    reason: "disconnected by an operator".into(),
+                };
+                self.part(
+                    "disconnected by an operator",
+                    goodbye,
+                    AfterLoss::StandAlone,
+                );
+                self.done(command, Vec::new());
+            }
+        }
+    }
+
+    fn became_primary(&mut self) {
+        self.role = Role::Primary;
+        self.disk = DiskState::UpToDate;
+        self.serving = true;
+        self.out.push(Action::Serve(true));
+        let generation = self.record.generation;
+        self.event(
+            Severity::Info,
+            format!("Primary in generation {generation}"),
+        );
+    }
+
+    /// First generation, and the operator said that both replicas are equal.
+    fn began_clean(&mut self) {
+        self.disk = DiskState::UpToDate;
+        self.save_bitmap();
+        if let Some(session) = self.link.session_mut() {
+            session.mode = Mode::InSync;
+            session.peer.disk = DiskState::UpToDate;
+        }
+    }
+
+    fn demoted(&mut self, then: AfterDemote) {
+        self.role = Role::Secondary;
+        self.event(Severity::Info, "Secondary".into());
+        match then {
+            AfterDemote::Answer(command) => self.done(command, Vec::new()),
+            AfterDemote::Leave(command) => self.leave(command),
+        }
+    }
+
+    /// Parts from the peer and closes the store, as a Secondary.
+    pub(super) fn leave(&mut self, command: CommandId) {
+        let goodbye = Goodbye {
+            outdated_by: None,
+            reason: "the mirror goes down".into(),
+        };
+        self.part("going down", goodbye, AfterLoss::StandAlone);
+        self.begin_transition(Kind::Leave { command });
+    }
+
+    fn target_finished(&mut self) {
+        self.disk = DiskState::UpToDate;
+        self.counters.resyncs += 1;
+        self.save_bitmap();
+        if let Some(session) = self.link.session_mut()
+            && matches!(session.mode, Mode::Target(_))
+        {
+            session.mode = Mode::InSync;
+            self.send(Header::bare(
+                FrameType::SyncFinished,
+                self.record.generation.tag(),
+                0,
+            ));
+            self.event(Severity::Info, "resync complete: UpToDate".into());
+        }
+    }
+
+    fn widened(&mut self) {
+        self.timers.cancel(Timer::Checkpoint);
+        self.save_bitmap();
+        self.counters.resyncs += 1;
+        if let Some(session) = self.link.session_mut()
+            && matches!(session.mode, Mode::Source(_))
+        {
+            session.mode = Mode::InSync;
+            session.peer.disk = DiskState::UpToDate;
+            self.event(Severity::Info, "resync complete: both are UpToDate".into());
+        }
+    }
+
+    /// The source says that everything is there.
+    pub(super) fn source_finished(&mut self, header: Header) {
+        let is_target = self
+            .link
+            .session()
+            .is_some_and(|session| matches!(session.mode, Mode::Target(_)));
+        let current = header.generation == self.record.generation.tag();
+        if is_target && current && self.transition.is_idle() {
+            self.begin_transition(Kind::FinishTarget);
+        } else {
+            self.protocol_error("the end of a resync that this replica has no part in");
+        }
+    }
+
+    /// The connection is gone: transitions that need its answer end; those that only make a
+    /// state durable that both sides agreed upon run to their end.
+    pub(super) fn transition_lost_link(&mut self) {
+        let Some(active) = &mut self.transition.active else {
+            return;
+        };
+        let stage = active.kind.stages().get(active.at).copied();
+        match (&active.kind, stage) {
+            (Kind::PromoteTogether { command, .. }, Some(Stage::Flush | Stage::Ask)) => {
+                let command = *command;
+                self.transition.active = None;
+                self.refuse(command, ErrorId::LostPeer, "the peer was lost; try again");
+            }
+            (Kind::Widen, Some(Stage::Ask)) | (Kind::BecomeTarget { .. }, Some(Stage::Drain)) => {
+                self.transition.active = None;
+            }
+            (Kind::Demote { .. }, Some(Stage::FlushBoth)) => {
+                active.flushes.1 = false;
+                self.step_if_both_flushed();
+            }
+            _ => {}
+        }
+    }
+
+    /// The disk is gone: whatever was under way has failed.
+    pub(super) fn abort_transition(&mut self) {
+        let Some(active) = self.transition.active.take() else {
+            return;
+        };
+        let command = match active.kind {
+            Kind::PromoteAlone { command, .. }
+            | Kind::PromoteTogether { command, .. }
+            | Kind::Shrink {
+                after: AfterShrink::Disconnect { command },
+            }
+            | Kind::Leave { command }
+            | Kind::Demote {
+                then: AfterDemote::Answer(command) | AfterDemote::Leave(command),
+            } => command,
+            _ => return,
+        };
+        self.refuse(
+            command,
+            ErrorId::DiskFailed,
+            "the local disk reported an error",
+        );
+    }
+
+    /// Starts the transition that circumstances ask for, if none is under way.
+    pub(super) fn start_waiting_transition(&mut self) {
+        if !self.transition.is_idle() {
+            return;
+        }
+        if let Some(generation) = self.outdated_by.take() {
+            let ours = self.record.generation;
+            if self.disk != DiskState::Inconsistent && generation.counter > ours.counter {
+                self.begin_transition(Kind::Outdate { generation });
+            }
+        } else if self.needs_shrinking() && self.disk == DiskState::UpToDate {
+            self.begin_transition(Kind::Shrink {
+                after: AfterShrink::Resume,
+            });
+        }
+    }
+}

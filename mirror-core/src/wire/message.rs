@@ -1,0 +1,485 @@
+//! The payloads of control frames: fixed layouts, read with every bound checked.
+
+use super::{FrameType, WireError};
+use crate::limits::MAX_ANCESTRY;
+use crate::meta::superblock::{NAME_LEN, RawGeneration, holders_byte, parse_holders};
+use crate::types::{ArbiterId, DiskState, Generation, Holders, MirrorId, ReplicaId, Role};
+use zerocopy::byteorder::little_endian::{U16, U32, U64, U128};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// What a node says of itself at the start of a connection. Its layout never changes; newer
+/// versions say more in later frames.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Hello {
+    /// Oldest and newest protocol version spoken.
+    pub versions: (u16, u16),
+    /// The cluster's name.
+    pub cluster: String,
+    /// The mirror's name.
+    pub mirror_name: String,
+    /// The node's name.
+    pub node: String,
+    /// The pair's id, or none.
+    pub mirror: MirrorId,
+    /// This replica.
+    pub replica: ReplicaId,
+    /// The replica this one was last in sync with, or none.
+    pub peer_replica: ReplicaId,
+    /// Whom the record is kept with.
+    pub arbiter: ArbiterId,
+    /// Bytes of the data area.
+    pub data_size: u64,
+    /// Bytes of the mirrored device; 0 before the first generation.
+    pub mirror_size: u64,
+    /// The generation of the data.
+    pub generation: Generation,
+    /// Generations before it, newest first.
+    pub ancestry: Vec<Generation>,
+    /// Who holds it.
+    pub holders: Holders,
+    /// What the data may be taken for.
+    pub disk: DiskState,
+    /// The node's role.
+    pub role: Role,
+    /// Whether it was Primary and never orderly demoted.
+    pub was_primary: bool,
+    /// Whether anything was written in the generation.
+    pub used: bool,
+    /// Whether the host lost no power since the replicas were last in sync.
+    pub stayed_up: bool,
+    /// Whether an operator said that this side's data may go.
+    pub discard: bool,
+    /// Bytes of dirty blocks.
+    pub dirty_bytes: u64,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawHello {
+    oldest_version: U16,
+    newest_version: U16,
+    ancestry_len: u8,
+    holders: u8,
+    disk: u8,
+    role: u8,
+    was_primary: u8,
+    used: u8,
+    stayed_up: u8,
+    discard: u8,
+    reserved: U32,
+    cluster: [u8; NAME_LEN],
+    mirror_name: [u8; NAME_LEN],
+    node: [u8; NAME_LEN],
+    mirror: U128,
+    replica: U128,
+    peer_replica: U128,
+    arbiter: U128,
+    data_size: U64,
+    mirror_size: U64,
+    dirty_bytes: U64,
+    generation: RawGeneration,
+    ancestry: [RawGeneration; MAX_ANCESTRY],
+}
+
+const _: () = assert!(size_of::<RawHello>() == 320 + 24 * MAX_ANCESTRY);
+
+fn disk_byte(disk: DiskState) -> u8 {
+    match disk {
+        DiskState::Unknown => 0,
+        DiskState::Diskless => 1,
+        DiskState::Failed => 2,
+        DiskState::Inconsistent => 3,
+        DiskState::Outdated => 4,
+        DiskState::Consistent => 5,
+        DiskState::UpToDate => 6,
+    }
+}
+
+fn parse_disk(byte: u8) -> Option<DiskState> {
+    use DiskState::*;
+    [
+        Unknown,
+        Diskless,
+        Failed,
+        Inconsistent,
+        Outdated,
+        Consistent,
+        UpToDate,
+    ]
+    .into_iter()
+    .find(|state| disk_byte(*state) == byte)
+}
+
+fn role_byte(role: Role) -> u8 {
+    match role {
+        Role::Unknown => 0,
+        Role::Primary => 1,
+        Role::Secondary => 2,
+    }
+}
+
+fn parse_role(byte: u8) -> Option<Role> {
+    [Role::Unknown, Role::Primary, Role::Secondary]
+        .into_iter()
+        .find(|role| role_byte(*role) == byte)
+}
+
+fn flag(byte: u8) -> Option<bool> {
+    match byte {
+        0 => Some(false),
+        1 => Some(true),
+        _ => None,
+    }
+}
+
+fn name_field(name: &str) -> [u8; NAME_LEN] {
+    let mut field = [0; NAME_LEN];
+    let len = name.len().min(NAME_LEN - 1);
+    field[..len].copy_from_slice(&name.as_bytes()[..len]);
+    field
+}
+
+fn name(field: &[u8; NAME_LEN]) -> Option<String> {
+    let len = field.iter().position(|byte| *byte == 0)?;
+    String::from_utf8(field[..len].to_vec()).ok()
+}
+
+fn ancestry_field(ancestry: &[Generation]) -> [RawGeneration; MAX_ANCESTRY] {
+    let mut field = [RawGeneration::from(Generation::UNBORN); MAX_ANCESTRY];
+    for (raw, generation) in field.iter_mut().zip(ancestry) {
+        *raw = (*generation).into();
+    }
+    field
+}
+
+fn ancestry(field: &[RawGeneration; MAX_ANCESTRY], len: u8) -> Option<Vec<Generation>> {
+    Some(
+        field
+            .get(..usize::from(len))?
+            .iter()
+            .map(|raw| (*raw).into())
+            .collect(),
+    )
+}
+
+impl Hello {
+    /// The payload's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        RawHello {
+            oldest_version: self.versions.0.into(),
+            newest_version: self.versions.1.into(),
+            ancestry_len: self.ancestry.len().min(MAX_ANCESTRY) as u8,
+            holders: holders_byte(self.holders),
+            disk: disk_byte(self.disk),
+            role: role_byte(self.role),
+            was_primary: self.was_primary.into(),
+            used: self.used.into(),
+            stayed_up: self.stayed_up.into(),
+            discard: self.discard.into(),
+            reserved: U32::ZERO,
+            cluster: name_field(&self.cluster),
+            mirror_name: name_field(&self.mirror_name),
+            node: name_field(&self.node),
+            mirror: self.mirror.0.into(),
+            replica: self.replica.0.into(),
+            peer_replica: self.peer_replica.0.into(),
+            arbiter: self.arbiter.0.into(),
+            data_size: self.data_size.into(),
+            mirror_size: self.mirror_size.into(),
+            dirty_bytes: self.dirty_bytes.into(),
+            generation: self.generation.into(),
+            ancestry: ancestry_field(&self.ancestry),
+        }
+        .as_bytes()
+        .to_vec()
+    }
+
+    /// Reads the payload. Bytes behind the layout are ignored: a newer version may say more.
+    ///
+    /// # Errors
+    ///
+    /// [`WireError::Malformed`]
+    pub fn decode(bytes: &[u8]) -> Result<Hello, WireError> {
+        let malformed = WireError::Malformed(FrameType::Hello);
+        let (raw, _) = RawHello::ref_from_prefix(bytes).map_err(|_| malformed)?;
+        let hello = || {
+            Some(Hello {
+                versions: (raw.oldest_version.get(), raw.newest_version.get()),
+                cluster: name(&raw.cluster)?,
+                mirror_name: name(&raw.mirror_name)?,
+                node: name(&raw.node)?,
+                mirror: MirrorId(raw.mirror.get()),
+                replica: ReplicaId(raw.replica.get()),
+                peer_replica: ReplicaId(raw.peer_replica.get()),
+                arbiter: ArbiterId(raw.arbiter.get()),
+                data_size: raw.data_size.get(),
+                mirror_size: raw.mirror_size.get(),
+                generation: raw.generation.into(),
+                ancestry: ancestry(&raw.ancestry, raw.ancestry_len)?,
+                holders: parse_holders(raw.holders)?,
+                disk: parse_disk(raw.disk)?,
+                role: parse_role(raw.role)?,
+                was_primary: flag(raw.was_primary)?,
+                used: flag(raw.used)?,
+                stayed_up: flag(raw.stayed_up)?,
+                discard: flag(raw.discard)?,
+                dirty_bytes: raw.dirty_bytes.get(),
+            })
+        };
+        hello().ok_or(malformed)
+    }
+}
+
+/// A generation and what it belongs to: the payload of [`FrameType::SyncStart`] and
+/// [`FrameType::Promote`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Lineage {
+    /// The pair.
+    pub mirror: MirrorId,
+    /// Bytes of the mirrored device.
+    pub mirror_size: u64,
+    /// The generation.
+    pub generation: Generation,
+    /// Generations before it, newest first.
+    pub ancestry: Vec<Generation>,
+    /// Of a resync: all blocks are copied. Of a promotion: it is the first, and the operator says
+    /// that both replicas are equal.
+    pub whole: bool,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawLineage {
+    mirror: U128,
+    mirror_size: U64,
+    generation: RawGeneration,
+    whole: u8,
+    ancestry_len: u8,
+    reserved: [u8; 6],
+    ancestry: [RawGeneration; MAX_ANCESTRY],
+}
+
+impl Lineage {
+    /// The payload's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        RawLineage {
+            mirror: self.mirror.0.into(),
+            mirror_size: self.mirror_size.into(),
+            generation: self.generation.into(),
+            whole: self.whole.into(),
+            ancestry_len: self.ancestry.len().min(MAX_ANCESTRY) as u8,
+            reserved: [0; 6],
+            ancestry: ancestry_field(&self.ancestry),
+        }
+        .as_bytes()
+        .to_vec()
+    }
+
+    /// Reads the payload of a frame of type `kind`.
+    ///
+    /// # Errors
+    ///
+    /// [`WireError::Malformed`]
+    pub fn decode(kind: FrameType, bytes: &[u8]) -> Result<Lineage, WireError> {
+        let lineage = || {
+            let raw = RawLineage::ref_from_bytes(bytes).ok()?;
+            let generation = Generation::from(raw.generation);
+            (!generation.is_unborn()).then_some(Lineage {
+                mirror: MirrorId(raw.mirror.get()),
+                mirror_size: raw.mirror_size.get(),
+                generation,
+                ancestry: ancestry(&raw.ancestry, raw.ancestry_len)?,
+                whole: flag(raw.whole)?,
+            })
+        };
+        lineage().ok_or(WireError::Malformed(kind))
+    }
+}
+
+/// The payload of [`FrameType::State`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PeerState {
+    /// The sender's role.
+    pub role: Role,
+    /// The sender's disk.
+    pub disk: DiskState,
+    /// Whether an operator holds the resync there.
+    pub paused: bool,
+}
+
+impl PeerState {
+    /// The payload's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        vec![
+            role_byte(self.role),
+            disk_byte(self.disk),
+            self.paused.into(),
+            0,
+        ]
+    }
+
+    /// Reads the payload.
+    ///
+    /// # Errors
+    ///
+    /// [`WireError::Malformed`]
+    pub fn decode(bytes: &[u8]) -> Result<PeerState, WireError> {
+        let state = || {
+            let [role, disk, paused, _] = *bytes else {
+                return None;
+            };
+            Some(PeerState {
+                role: parse_role(role)?,
+                disk: parse_disk(disk)?,
+                paused: flag(paused)?,
+            })
+        };
+        state().ok_or(WireError::Malformed(FrameType::State))
+    }
+}
+
+/// The payload of [`FrameType::Goodbye`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Goodbye {
+    /// The sender goes on alone in this generation: the receiver is Outdated.
+    pub outdated_by: Option<Generation>,
+    /// Why, for the log and for `status`; printable, bounded.
+    pub reason: String,
+}
+
+impl Goodbye {
+    /// The payload's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = RawGeneration::from(self.outdated_by.unwrap_or_default())
+            .as_bytes()
+            .to_vec();
+        bytes.extend(text_bytes(&self.reason));
+        bytes
+    }
+
+    /// Reads the payload.
+    ///
+    /// # Errors
+    ///
+    /// [`WireError::Malformed`]
+    pub fn decode(bytes: &[u8]) -> Result<Goodbye, WireError> {
+        let (raw, text) = RawGeneration::ref_from_prefix(bytes)
+            .map_err(|_| WireError::Malformed(FrameType::Goodbye))?;
+        let generation = Generation::from(*raw);
+        Ok(Goodbye {
+            outdated_by: (!generation.is_unborn()).then_some(generation),
+            reason: text_from(text),
+        })
+    }
+}
+
+/// Longest free text accepted from the peer, in bytes.
+const MAX_TEXT: usize = 512;
+
+/// Free text as it is sent.
+pub fn text_bytes(text: &str) -> &[u8] {
+    &text.as_bytes()[..text.len().min(MAX_TEXT)]
+}
+
+/// Free text of the peer, made harmless for logs and terminals.
+pub fn text_from(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_TEXT)])
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::types::GenerationId;
+    use proptest::prelude::*;
+
+    fn generation(n: u64) -> Generation {
+        Generation {
+            counter: n,
+            id: GenerationId(u128::from(n) * 0x0101),
+        }
+    }
+
+    pub(crate) fn sample() -> Hello {
+        Hello {
+            versions: (1, 3),
+            cluster: "branch7".into(),
+            mirror_name: "r0".into(),
+            node: "a".into(),
+            mirror: MirrorId(1),
+            replica: ReplicaId(2),
+            peer_replica: ReplicaId(3),
+            arbiter: ArbiterId::NONE,
+            data_size: 1 << 30,
+            mirror_size: 1 << 29,
+            generation: generation(3),
+            ancestry: vec![generation(2), generation(1)],
+            holders: Holders::Both,
+            disk: DiskState::UpToDate,
+            role: Role::Primary,
+            was_primary: true,
+            used: false,
+            stayed_up: true,
+            discard: false,
+            dirty_bytes: 4096,
+        }
+    }
+
+    #[test]
+    fn round_trips() {
+        let hello = sample();
+        assert_eq!(Hello::decode(&hello.encode()), Ok(hello.clone()));
+        let mut longer = hello.encode();
+        longer.extend([1, 2, 3]);
+        assert_eq!(Hello::decode(&longer), Ok(hello));
+        let lineage = Lineage {
+            mirror: MirrorId(7),
+            mirror_size: 1 << 20,
+            generation: generation(9),
+            ancestry: (0..MAX_ANCESTRY as u64)
+                .map(|n| generation(n + 1))
+                .collect(),
+            whole: true,
+        };
+        let kind = FrameType::SyncStart;
+        assert_eq!(Lineage::decode(kind, &lineage.encode()), Ok(lineage));
+        let state = PeerState {
+            role: Role::Primary,
+            disk: DiskState::Outdated,
+            paused: true,
+        };
+        assert_eq!(PeerState::decode(&state.encode()), Ok(state));
+        let goodbye = Goodbye {
+            outdated_by: Some(generation(4)),
+            reason: "operator".into(),
+        };
+        assert_eq!(Goodbye::decode(&goodbye.encode()), Ok(goodbye));
+    }
+
+    #[test]
+    fn golden_bytes() {
+        let bytes = sample().encode();
+        assert_eq!(&bytes[..12], [1, 0, 3, 0, 2, 1, 6, 1, 1, 0, 1, 0]);
+        assert_eq!(&bytes[16..24], b"branch7\0");
+        assert_eq!(crc32fast::hash(&bytes), GOLDEN_CRC);
+    }
+    const GOLDEN_CRC: u32 = 393_103_830;
+
+    #[test]
+    fn text_of_the_peer_is_harmless() {
+        assert_eq!(text_from(b"bad\x1b[2J\n"), "bad [2J ");
+        assert_eq!(text_from(&[b'x'; 9999]).len(), MAX_TEXT);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_decode_or_not_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..3000)) {
+            let _ = Hello::decode(&bytes);
+            let _ = Lineage::decode(FrameType::Promote, &bytes);
+            let _ = PeerState::decode(&bytes);
+            let _ = Goodbye::decode(&bytes);
+        }
+    }
+}
