@@ -1,0 +1,403 @@
+//! The dirty bitmap: which 4 KiB blocks may differ between the replicas (design.md R6).
+//!
+//! In memory it is a plain array of bits with a count per metadata block, so that scanning a
+//! nearly clean bitmap costs next to nothing. On disk each 4 KiB metadata block holds a header of
+//! 128 bytes and the bits of 31 activity-log extents (124 MiB of data). A block whose CRC fails
+//! counts as all dirty.
+//!
+//! Bits are set in memory at once. What makes them durable in time is the activity log: an extent
+//! is not evicted before the bitmap block that covers it was written (see
+//! [`crate::node`]'s activity log).
+
+use super::META_BLOCK;
+use crate::limits::{BLOCK, EXTENT};
+use crate::types::{ByteRange, ReplicaId};
+use zerocopy::byteorder::little_endian::{U32, U64, U128};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// Activity-log extents whose bits share one metadata block.
+pub const EXTENTS_PER_BLOCK: u64 = 31;
+/// Bytes of data that one metadata block of the bitmap covers.
+pub const SPAN: u64 = EXTENTS_PER_BLOCK * EXTENT;
+/// Bytes of bits in one metadata block.
+pub const BITS_LEN: usize = (SPAN / BLOCK / 8) as usize;
+/// 64-bit words of bits in one metadata block.
+const WORDS: usize = BITS_LEN / 8;
+/// Bits in one metadata block.
+const BITS: u64 = SPAN / BLOCK;
+const HEADER_LEN: usize = META_BLOCK as usize - BITS_LEN;
+const MAGIC: u64 = u64::from_le_bytes(*b"KGMBITMP");
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawBlock {
+    magic: U64,
+    replica: U128,
+    index: U64,
+    crc: U32,
+    reserved: [u8; HEADER_LEN - 36],
+    bits: [u8; BITS_LEN],
+}
+const _: () = assert!(size_of::<RawBlock>() == META_BLOCK as usize);
+
+/// Metadata blocks needed for `data_size` bytes.
+pub fn blocks_for(data_size: u64) -> u64 {
+    data_size.div_ceil(SPAN)
+}
+
+/// Which blocks may differ.
+#[derive(Clone, Debug)]
+pub struct Bitmap {
+    words: Vec<u64>,
+    /// Dirty bits per metadata block.
+    counts: Vec<u32>,
+    /// Metadata blocks that differ from what is on disk.
+    unsaved: Vec<bool>,
+    unsaved_count: usize,
+    /// Bits beyond this one do not exist.
+    bits: u64,
+    dirty: u64,
+}
+
+impl Bitmap {
+    /// A clean bitmap for `data_size` bytes, kept in `blocks` metadata blocks.
+    pub fn new(data_size: u64) -> Bitmap {
+        let blocks = blocks_for(data_size) as usize;
+        Bitmap {
+            words: vec![0; blocks * WORDS],
+            counts: vec![0; blocks],
+            unsaved: vec![false; blocks],
+            unsaved_count: 0,
+            bits: data_size.div_ceil(BLOCK),
+            dirty: 0,
+        }
+    }
+
+    /// Bytes of dirty blocks.
+    pub fn dirty_bytes(&self) -> u64 {
+        self.dirty * BLOCK
+    }
+
+    /// Whether no block is dirty.
+    pub fn is_clean(&self) -> bool {
+        self.dirty == 0
+    }
+
+    /// The blocks that a byte range touches, as a half-open range of bit numbers.
+    fn touched(&self, range: ByteRange) -> (u64, u64) {
+        (
+            range.start / BLOCK,
+            range.end.div_ceil(BLOCK).min(self.bits),
+        )
+    }
+
+    /// Marks every block that `range` touches, even partly.
+    pub fn mark(&mut self, range: ByteRange) {
+        let (first, end) = self.touched(range);
+        self.change(first, end, true);
+    }
+
+    /// Marks all blocks.
+    pub fn mark_all(&mut self) {
+        self.change(0, self.bits, true);
+    }
+
+    /// Clears the blocks that lie whole within `range` (or up to the device's end).
+    pub fn clear(&mut self, range: ByteRange) {
+        let first = range.start.div_ceil(BLOCK);
+        let end = if range.end >= self.bits * BLOCK {
+            self.bits
+        } else {
+            range.end / BLOCK
+        };
+        self.change(first, end, false);
+    }
+
+    /// Clears all blocks.
+    pub fn clear_all(&mut self) {
+        self.change(0, self.bits, false);
+    }
+
+    fn change(&mut self, first: u64, end: u64, set: bool) {
+        let mut bit = first;
+        while bit < end {
+            let word = (bit / 64) as usize;
+            let low = bit % 64;
+            let n = (64 - low).min(end - bit);
+            let mask = (u64::MAX >> (64 - n)) << low;
+            let old = self.words[word];
+            let new = if set { old | mask } else { old & !mask };
+            if new != old {
+                let block = word / WORDS;
+                let changed = u64::from((new ^ old).count_ones());
+                self.words[word] = new;
+                if set {
+                    self.counts[block] += changed as u32;
+                    self.dirty += changed;
+                } else {
+                    self.counts[block] -= changed as u32;
+                    self.dirty -= changed;
+                }
+                if !self.unsaved[block] {
+                    self.unsaved[block] = true;
+                    self.unsaved_count += 1;
+                }
+            }
+            bit += n;
+        }
+    }
+
+    /// Whether a block that `range` touches is dirty.
+    pub fn is_dirty(&self, range: ByteRange) -> bool {
+        let (first, end) = self.touched(range);
+        self.next_bit(first).is_some_and(|bit| bit < end)
+    }
+
+    fn next_bit(&self, from: u64) -> Option<u64> {
+        let mut bit = from;
+        while bit < self.bits {
+            let word = (bit / 64) as usize;
+            if self.counts[word / WORDS] == 0 {
+                bit = (word / WORDS + 1) as u64 * BITS;
+                continue;
+            }
+            let rest = self.words[word] >> (bit % 64);
+            if rest != 0 {
+                return Some(bit + u64::from(rest.trailing_zeros()));
+            }
+            bit = (word as u64 + 1) * 64;
+        }
+        None
+    }
+
+    /// The next run of dirty blocks at or behind byte `from`, at most `max_len` bytes long.
+    pub fn next_dirty(&self, from: u64, max_len: u64) -> Option<ByteRange> {
+        let first = self.next_bit(from.div_ceil(BLOCK))?;
+        let limit = self.bits.min(first + (max_len / BLOCK).max(1));
+        let mut end = first + 1;
+        while end < limit && self.words[(end / 64) as usize] >> (end % 64) & 1 == 1 {
+            end += 1;
+        }
+        Some(ByteRange {
+            start: first * BLOCK,
+            end: end * BLOCK,
+        })
+    }
+
+    /// Metadata blocks of the bitmap.
+    pub fn blocks(&self) -> u64 {
+        self.counts.len() as u64
+    }
+
+    /// The metadata block that holds the bits of an activity-log extent.
+    pub fn block_of_extent(extent: u32) -> u64 {
+        u64::from(extent) / EXTENTS_PER_BLOCK
+    }
+
+    /// Whether metadata block `index` differs from what is on disk.
+    pub fn is_unsaved(&self, index: u64) -> bool {
+        self.unsaved[index as usize]
+    }
+
+    /// The first metadata block at or behind `from` that differs from what is on disk.
+    pub fn next_unsaved(&self, from: u64) -> Option<u64> {
+        if self.unsaved_count == 0 {
+            return None;
+        }
+        let from = from as usize;
+        let found = self
+            .unsaved
+            .get(from..)?
+            .iter()
+            .position(|unsaved| *unsaved)?;
+        Some((from + found) as u64)
+    }
+
+    /// The bytes of metadata block `index` for `replica`'s disk; it counts as saved from here on.
+    pub fn save(&mut self, index: u64, replica: ReplicaId) -> Vec<u8> {
+        let block = index as usize;
+        if std::mem::take(&mut self.unsaved[block]) {
+            self.unsaved_count -= 1;
+        }
+        encode_block(index, replica, &self.raw_bits(index))
+    }
+
+    /// The write of metadata block `index` did not reach the disk.
+    pub fn save_failed(&mut self, index: u64) {
+        let block = index as usize;
+        if !std::mem::replace(&mut self.unsaved[block], true) {
+            self.unsaved_count += 1;
+        }
+    }
+
+    /// The bits of metadata block `index`, as they cross the link; `None` if all are clean.
+    pub fn export(&self, index: u64) -> Option<Vec<u8>> {
+        (self.counts[index as usize] != 0).then(|| self.raw_bits(index))
+    }
+
+    fn raw_bits(&self, index: u64) -> Vec<u8> {
+        let first = index as usize * WORDS;
+        self.words[first..first + WORDS]
+            .iter()
+            .flat_map(|word| word.to_le_bytes())
+            .collect()
+    }
+
+    /// Adds the bits of metadata block `index`, as exported by another bitmap. Bits that do not
+    /// exist here are ignored. Returns whether `index` and length make sense.
+    #[must_use]
+    pub fn merge(&mut self, index: u64, bits: &[u8]) -> bool {
+        if index >= self.blocks() || bits.len() != BITS_LEN {
+            return false;
+        }
+        for (at, word) in bits.chunks_exact(8).enumerate() {
+            let mut word = u64::from_le_bytes(word.try_into().unwrap_or_default());
+            let first = index * BITS + at as u64 * 64;
+            while word != 0 {
+                let bit = first + u64::from(word.trailing_zeros());
+                let run = u64::from((word >> word.trailing_zeros()).trailing_ones());
+                self.change(bit, (bit + run).min(self.bits), true);
+                word &= word.checked_add(1 << word.trailing_zeros()).unwrap_or(0);
+            }
+        }
+        true
+    }
+
+    /// Takes metadata block `index` from disk. A block that does not verify counts as all dirty;
+    /// returns whether it did verify.
+    pub fn load(&mut self, index: u64, bytes: &[u8], replica: ReplicaId) -> bool {
+        match decode_block(index, replica, bytes) {
+            Some(bits) => {
+                let verified = self.merge(index, bits);
+                if std::mem::take(&mut self.unsaved[index as usize]) {
+                    self.unsaved_count -= 1;
+                }
+                verified
+            }
+            None => {
+                let first = index * BITS;
+                self.change(first, (first + BITS).min(self.bits), true);
+                false
+            }
+        }
+    }
+}
+
+/// The on-disk bytes of metadata block `index`.
+pub fn encode_block(index: u64, replica: ReplicaId, bits: &[u8]) -> Vec<u8> {
+    let mut raw = RawBlock {
+        magic: MAGIC.into(),
+        replica: replica.0.into(),
+        index: index.into(),
+        crc: U32::ZERO,
+        reserved: [0; HEADER_LEN - 36],
+        bits: [0; BITS_LEN],
+    };
+    raw.bits.copy_from_slice(bits);
+    raw.crc = crc32fast::hash(raw.as_bytes()).into();
+    raw.as_bytes().to_vec()
+}
+
+fn decode_block(index: u64, replica: ReplicaId, bytes: &[u8]) -> Option<&[u8; BITS_LEN]> {
+    let raw = RawBlock::ref_from_bytes(bytes).ok()?;
+    let mut hash = crc32fast::Hasher::new();
+    hash.update(&bytes[..32]);
+    hash.update(&[0; 4]);
+    hash.update(&bytes[36..]);
+    let good = raw.magic.get() == MAGIC
+        && raw.replica.get() == replica.0
+        && raw.index.get() == index
+        && raw.crc.get() == hash.finalize();
+    good.then_some(&raw.bits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    fn dirty_blocks(bitmap: &Bitmap) -> BTreeSet<u64> {
+        let mut found = BTreeSet::new();
+        let mut at = 0;
+        while let Some(run) = bitmap.next_dirty(at, u64::MAX) {
+            found.extend(run.start / BLOCK..run.end / BLOCK);
+            at = run.end;
+        }
+        found
+    }
+
+    proptest! {
+        /// The bitmap against a set of block numbers.
+        #[test]
+        fn agrees_with_a_set(
+            ops in prop::collection::vec((any::<bool>(), 0u64..300 << 20, 0u64..20 << 20), 0..40)
+        ) {
+            let size = 300u64 << 20;
+            let mut bitmap = Bitmap::new(size);
+            let mut model = BTreeSet::new();
+            for (set, start, len) in ops {
+                let range = ByteRange { start, end: (start + len).min(size) };
+                for block in range.start / BLOCK..range.end.div_ceil(BLOCK) {
+                    let whole = range.start <= block * BLOCK && (block + 1) * BLOCK <= range.end;
+                    if set { model.insert(block); } else if whole { model.remove(&block); }
+                }
+                if set { bitmap.mark(range) } else { bitmap.clear(range) }
+            }
+            prop_assert_eq!(bitmap.dirty_bytes(), model.len() as u64 * BLOCK);
+            prop_assert_eq!(&dirty_blocks(&bitmap), &model);
+
+            let replica = ReplicaId(7);
+            let mut loaded = Bitmap::new(size);
+            let mut merged = Bitmap::new(size);
+            for index in 0..bitmap.blocks() {
+                if let Some(bits) = bitmap.export(index) { prop_assert!(merged.merge(index, &bits)); }
+                let bytes = bitmap.save(index, replica);
+                prop_assert!(loaded.load(index, &bytes, replica));
+            }
+            prop_assert_eq!(dirty_blocks(&loaded), model.clone());
+            prop_assert_eq!(dirty_blocks(&merged), model);
+            prop_assert_eq!(bitmap.next_unsaved(0), None);
+            prop_assert_eq!(loaded.next_unsaved(0), None);
+        }
+    }
+
+    #[test]
+    fn a_block_that_does_not_verify_is_all_dirty() {
+        let replica = ReplicaId(7);
+        let good = Bitmap::new(SPAN * 2).save(1, replica);
+        for (what, index, owner, flip) in [
+            ("a flipped bit", 1, replica, Some(200)),
+            ("a misdirected block", 0, replica, None),
+            ("another replica's block", 1, ReplicaId(8), None),
+        ] {
+            let mut bytes = good.clone();
+            if let Some(at) = flip {
+                bytes[at] ^= 1;
+            }
+            let mut bitmap = Bitmap::new(SPAN * 2);
+            assert!(!bitmap.load(index, &bytes, owner), "{what}");
+            assert_eq!(bitmap.dirty_bytes(), SPAN, "{what}");
+        }
+    }
+
+    #[test]
+    fn bits_beyond_the_device_are_never_set() {
+        let mut bitmap = Bitmap::new(10 * BLOCK);
+        assert!(bitmap.merge(0, &[0xff; BITS_LEN]));
+        assert_eq!(bitmap.dirty_bytes(), 10 * BLOCK);
+        assert!(!bitmap.merge(1, &[0xff; BITS_LEN]));
+        assert!(!bitmap.merge(0, &[0xff; 3]));
+    }
+
+    #[test]
+    fn golden_bytes() {
+        let bytes = encode_block(3, ReplicaId(0x0102), &[0xa5; BITS_LEN]);
+        assert_eq!(bytes.len(), 4096);
+        assert_eq!(&bytes[..8], b"KGMBITMP");
+        assert_eq!(&bytes[8..12], [2, 1, 0, 0]);
+        assert_eq!(&bytes[24..32], [3, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(crc32fast::hash(&bytes), GOLDEN_CRC);
+    }
+    const GOLDEN_CRC: u32 = 2_214_517_589;
+}

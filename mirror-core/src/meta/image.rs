@@ -1,0 +1,307 @@
+//! Whole metadata areas at rest: making a new one, and describing one for people and tests.
+
+use super::activity_log::Transaction;
+use super::bitmap::{self, BITS_LEN, Bitmap};
+use super::superblock::{SlotError, Superblock, TrustError};
+use super::{ACTIVITY_LOG_BLOCKS, Layout, LayoutError, META_BLOCK, SLOTS};
+use crate::limits::EXTENT;
+use crate::node::MetadataPlace;
+use crate::types::{ByteRange, ReplicaId};
+use serde::Serialize;
+use thiserror::Error;
+
+/// What `kagami create` writes down about a new replica.
+#[derive(Clone, Debug)]
+pub struct NewReplica {
+    /// Its random id.
+    pub replica: ReplicaId,
+    /// The cluster's name.
+    pub cluster: String,
+    /// The mirror's name.
+    pub mirror: String,
+    /// The node's name.
+    pub node: String,
+}
+
+/// The blocks of a new replica's metadata, as (offset in the metadata store, bytes), in the order
+/// in which they must be written: the superblock slots come last, so that a half-made replica is
+/// none.
+pub fn create(layout: &Layout, new: &NewReplica) -> impl Iterator<Item = (u64, Vec<u8>)> + use<> {
+    let layout = *layout;
+    let replica = new.replica;
+    let mut superblock = Superblock::unborn(replica, layout.data_size);
+    superblock.cluster.clone_from(&new.cluster);
+    superblock.mirror_name.clone_from(&new.mirror);
+    superblock.node.clone_from(&new.node);
+
+    let erase =
+        (0..SLOTS).map(move |slot| (layout.slot_offset(slot), vec![0; META_BLOCK as usize]));
+    let bits = (0..layout.bitmap_blocks).map(move |index| {
+        let block = bitmap::encode_block(index, replica, &[0; BITS_LEN]);
+        (layout.bitmap_block_offset(index), block)
+    });
+    let log = (0..ACTIVITY_LOG_BLOCKS).map(move |index| {
+        let empty = Transaction {
+            sequence: index,
+            extents: Vec::new(),
+        };
+        (layout.activity_log_offset(index), empty.encode(replica))
+    });
+    let slots = (0..SLOTS).map(move |slot| {
+        let superblock = Superblock {
+            sequence: slot,
+            ..superblock.clone()
+        };
+        (layout.slot_offset(slot), superblock.encode())
+    });
+    erase.chain(bits).chain(log).chain(slots)
+}
+
+/// Why metadata at rest cannot be read as a whole.
+#[derive(Debug, Error)]
+pub enum ImageError<E> {
+    /// The store could not be read.
+    #[error(transparent)]
+    Read(E),
+    /// The store cannot hold a replica.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// No superblock can be trusted.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+}
+
+/// A replica's metadata in words, for `kagami dump-metadata`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Description {
+    /// Each slot: its sequence number if it verifies, or why it does not.
+    pub slots: Vec<Result<u64, String>>,
+    /// `mirror` id.
+    pub mirror: String,
+    /// `replica` id.
+    pub replica: String,
+    /// The peer's replica id.
+    pub peer_replica: String,
+    /// Names at creation: cluster, mirror, node.
+    pub names: [String; 3],
+    /// Bytes of the data area.
+    pub data_size: u64,
+    /// Bytes of the mirrored device; 0 before the first generation.
+    pub mirror_size: u64,
+    /// "Inconsistent", "Outdated" or "UpToDate", as recorded.
+    pub trust: String,
+    /// Whether the node was Primary when this was recorded.
+    pub primary: bool,
+    /// Whether anything was written in the generation.
+    pub used: bool,
+    /// Whether every block counts as dirty.
+    pub all_dirty: bool,
+    /// The generation, `COUNTER:ID`.
+    pub generation: String,
+    /// Who holds it: "Nobody", "Both", "Sole", "Widening", "Peer".
+    pub holders: String,
+    /// A change of record that was under way.
+    pub proposal: Option<String>,
+    /// Generations before, newest first.
+    pub ancestry: Vec<String>,
+    /// The newest generation that both replicas shared.
+    pub last_common: String,
+    /// The boot in which the replicas were last in sync.
+    pub in_sync_boot: String,
+    /// Extents of 4 MiB that the activity log names; `None` if no log block verifies.
+    pub active_extents: Option<Vec<u32>>,
+    /// Bytes that the bitmap marks dirty.
+    pub dirty_bytes: u64,
+    /// The first dirty ranges, as (offset, length) in bytes.
+    pub dirty_ranges: Vec<(u64, u64)>,
+    /// Bitmap blocks that do not verify (they count as all dirty).
+    pub damaged_bitmap_blocks: u64,
+}
+
+struct Image {
+    layout: Layout,
+    slots: [Result<u64, SlotError>; 2],
+    superblock: Superblock,
+    log: Option<Transaction>,
+    bitmap: Bitmap,
+    damaged: u64,
+}
+
+impl Image {
+    fn read<E>(
+        mut read: impl FnMut(u64, usize) -> Result<Vec<u8>, E>,
+        store_size: u64,
+        place: MetadataPlace,
+    ) -> Result<Image, ImageError<E>> {
+        let layout = Layout::new(store_size, place)?;
+        let mut block = |offset| read(offset, META_BLOCK as usize).map_err(ImageError::Read);
+        let slots = [
+            Superblock::parse(&block(layout.slot_offset(0))?),
+            Superblock::parse(&block(layout.slot_offset(1))?),
+        ];
+        let sequences = slots.each_ref().map(|slot| match slot {
+            Ok(parsed) => Ok(parsed.untrusted().sequence),
+            Err(error) => Err(error.clone()),
+        });
+        let superblock = Superblock::trust(slots, &layout)?;
+        let ring = (0..ACTIVITY_LOG_BLOCKS)
+            .map(|index| block(layout.activity_log_offset(index)))
+            .collect::<Result<Vec<_>, _>>()?;
+        let log = Transaction::newest(ring.iter().map(|b| &b[..]), superblock.replica);
+        let mut bitmap = Bitmap::new(superblock.data_size);
+        let mut damaged = 0;
+        for index in 0..bitmap.blocks() {
+            let bytes = block(layout.bitmap_block_offset(index))?;
+            damaged += u64::from(!bitmap.load(index, &bytes, superblock.replica));
+        }
+        Ok(Image {
+            layout,
+            slots: sequences,
+            superblock,
+            log,
+            bitmap,
+            damaged,
+        })
+    }
+}
+
+/// Reads a replica's metadata and puts it in words. `read` returns `len` bytes at an offset of
+/// the metadata store; `store_size` is the *data* store's.
+///
+/// # Errors
+///
+/// [`ImageError`]
+pub fn describe<E>(
+    read: impl FnMut(u64, usize) -> Result<Vec<u8>, E>,
+    store_size: u64,
+    place: MetadataPlace,
+) -> Result<Description, ImageError<E>> {
+    let Image {
+        slots,
+        superblock,
+        log,
+        bitmap,
+        damaged,
+        ..
+    } = Image::read(read, store_size, place)?;
+    const RANGES_SHOWN: usize = 64;
+    let mut dirty_ranges = Vec::new();
+    let mut at = 0;
+    while let Some(run) = bitmap.next_dirty(at, u64::MAX) {
+        if dirty_ranges.len() == RANGES_SHOWN {
+            break;
+        }
+        dirty_ranges.push((run.start, run.len()));
+        at = run.end;
+    }
+    Ok(Description {
+        slots: slots
+            .map(|slot| slot.map_err(|error| error.to_string()))
+            .into(),
+        mirror: superblock.mirror.to_string(),
+        replica: superblock.replica.to_string(),
+        peer_replica: superblock.peer_replica.to_string(),
+        data_size: superblock.data_size,
+        mirror_size: superblock.mirror_size,
+        trust: format!("{:?}", superblock.trust),
+        primary: superblock.primary,
+        used: superblock.used,
+        all_dirty: superblock.all_dirty,
+        generation: superblock.generation.to_string(),
+        holders: format!("{:?}", superblock.holders),
+        proposal: superblock
+            .proposal
+            .map(|p| format!("{} for {:?}", p.generation, p.holders)),
+        ancestry: superblock
+            .ancestry
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
+        last_common: superblock.last_common.to_string(),
+        in_sync_boot: superblock.in_sync_boot.to_string(),
+        names: [superblock.cluster, superblock.mirror_name, superblock.node],
+        active_extents: log.map(|log| log.extents),
+        dirty_bytes: bitmap.dirty_bytes(),
+        dirty_ranges,
+        damaged_bitmap_blocks: damaged,
+    })
+}
+
+/// Every range in which, by its durable metadata alone, this replica may differ from its peer:
+/// bitmap, activity log and the all-dirty flag together (design.md R6).
+///
+/// # Errors
+///
+/// [`ImageError`]
+pub fn durable_dirty<E>(
+    read: impl FnMut(u64, usize) -> Result<Vec<u8>, E>,
+    store_size: u64,
+    place: MetadataPlace,
+) -> Result<Vec<ByteRange>, ImageError<E>> {
+    let Image {
+        layout,
+        superblock,
+        log,
+        mut bitmap,
+        ..
+    } = Image::read(read, store_size, place)?;
+    match log {
+        Some(log) => {
+            for extent in log.extents {
+                bitmap.mark(ByteRange::new(u64::from(extent) * EXTENT, EXTENT));
+            }
+        }
+        None => bitmap.mark_all(),
+    }
+    if superblock.all_dirty {
+        bitmap.mark_all();
+    }
+    let mut ranges = Vec::new();
+    let mut at = 0;
+    while let Some(run) = bitmap.next_dirty(at, layout.data_size) {
+        ranges.push(run);
+        at = run.end;
+    }
+    Ok(ranges)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::convert::Infallible;
+
+    fn created(place: MetadataPlace) -> (Vec<u8>, u64) {
+        let store_size = 8 << 20;
+        let layout = Layout::new(store_size, place).unwrap();
+        let new = NewReplica {
+            replica: ReplicaId(5),
+            cluster: "c".into(),
+            mirror: "r0".into(),
+            node: "a".into(),
+        };
+        let mut disk = vec![0x5a; (9 << 20) as usize];
+        for (offset, bytes) in create(&layout, &new) {
+            let at = offset as usize;
+            disk[at..at + bytes.len()].copy_from_slice(&bytes);
+        }
+        (disk, store_size)
+    }
+
+    #[test]
+    fn a_new_replica_describes_itself() {
+        for place in [MetadataPlace::Internal, MetadataPlace::External] {
+            let (disk, size) = created(place);
+            let read = |offset: u64, len: usize| {
+                Ok::<_, Infallible>(disk[offset as usize..offset as usize + len].to_vec())
+            };
+            let text = describe(read, size, place).unwrap();
+            assert_eq!(text.names, ["c", "r0", "a"]);
+            assert_eq!(text.slots, [Ok(0), Ok(1)]);
+            assert_eq!(text.holders, "Nobody");
+            assert_eq!(text.active_extents, Some(vec![]));
+            assert_eq!((text.dirty_bytes, text.damaged_bitmap_blocks), (0, 0));
+            let dirty = durable_dirty(read, size, place).unwrap();
+            assert_eq!(dirty.iter().map(|r| r.len()).sum::<u64>(), text.data_size);
+        }
+    }
+}

@@ -1,0 +1,614 @@
+//! The superblock: what a replica knows about itself, its history and who holds what.
+//!
+//! Two slots are written in turn, so that a torn write leaves the other in force. Reading is in
+//! two steps with two types: [`ParsedSlot`] is a block whose CRC and fields are in range;
+//! [`Superblock`] is the newer of two parsed slots that fits the store it was found on. Only the
+//! second has anything a decision may use.
+
+use super::{Layout, META_BLOCK};
+use crate::limits::{ACTIVITY_LOG_SLOTS, BLOCK, EXTENT, MAX_ANCESTRY};
+use crate::types::{ArbiterId, BootId, Generation, GenerationId, Holders, MirrorId, ReplicaId};
+use thiserror::Error;
+use zerocopy::byteorder::little_endian::{U32, U64, U128};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+const MAGIC: u64 = u64::from_le_bytes(*b"KGMSUPER");
+
+/// The format version this build writes and reads.
+pub const VERSION: u32 = 1;
+
+/// Bytes of a name field; names are at most one byte shorter.
+pub const NAME_LEN: usize = 64;
+
+/// What the disk's data may be taken for after everything volatile was lost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Trust {
+    /// Blocks of different points in time.
+    Inconsistent,
+    /// A usable copy of the past.
+    Outdated,
+    /// Had every acknowledged write when this was recorded.
+    UpToDate,
+}
+
+/// A generation that was noted before the right to it was asked for (design.md R2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Proposal {
+    /// The generation.
+    pub generation: Generation,
+    /// Whether both replicas, or only this one, would hold it.
+    pub holders: Holders,
+}
+
+/// Bounds on what an asynchronous mirror may lose (design.md R10). Kept in the format; the
+/// synchronous mode leaves them zero.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct AsyncState {
+    /// The lag budget in bytes.
+    pub budget_bytes: u64,
+    /// The lag budget in milliseconds.
+    pub budget_ms: u64,
+    /// The last write, by the queue's number, that the peer confirmed.
+    pub confirmed: u64,
+}
+
+/// A replica's durable facts.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Superblock {
+    /// Counts the writes of superblock slots; the higher slot is in force.
+    pub sequence: u64,
+    /// The pair, once there is one.
+    pub mirror: MirrorId,
+    /// This copy.
+    pub replica: ReplicaId,
+    /// The copy this one was last in sync with, or is a copy of.
+    pub peer_replica: ReplicaId,
+    /// Whom the record is kept with.
+    pub arbiter: ArbiterId,
+    /// The cluster's name at creation.
+    pub cluster: String,
+    /// The mirror's name at creation.
+    pub mirror_name: String,
+    /// The node's name at creation.
+    pub node: String,
+    /// Bytes of this replica's data area.
+    pub data_size: u64,
+    /// Bytes of the mirrored device, the same on both replicas; 0 before the first generation.
+    pub mirror_size: u64,
+    /// What the data may be taken for.
+    pub trust: Trust,
+    /// Whether the node was Primary: cleared only by an orderly demotion.
+    pub primary: bool,
+    /// Whether anything was written or acknowledged in [`Superblock::generation`].
+    pub used: bool,
+    /// Whether every block counts as dirty, whatever the bitmap says.
+    pub all_dirty: bool,
+    /// The generation of the data; for an Inconsistent replica, of the source it is a copy of.
+    pub generation: Generation,
+    /// Who holds it.
+    pub holders: Holders,
+    /// A change of record whose outcome was not known when this was written.
+    pub proposal: Option<Proposal>,
+    /// The boot in which the replicas were last in sync.
+    pub in_sync_boot: BootId,
+    /// Generations before [`Superblock::generation`], newest first, at most [`MAX_ANCESTRY`].
+    pub ancestry: Vec<Generation>,
+    /// The newest generation that both replicas shared; never dropped from the ancestry.
+    pub last_common: Generation,
+    /// For the asynchronous mode.
+    pub asynchronous: AsyncState,
+}
+
+/// Why a slot is not a superblock.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum SlotError {
+    /// No Kagami superblock was ever here.
+    #[error("no superblock")]
+    Absent,
+    /// Its CRC fails.
+    #[error("checksum mismatch")]
+    Checksum,
+    /// Written by a newer version.
+    #[error("format version {0}; this build knows {VERSION}")]
+    Version(u32),
+    /// A field outside its range although the CRC matches.
+    #[error("field `{0}` out of range")]
+    Field(&'static str),
+}
+
+/// Why a store's metadata cannot be used.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum TrustError {
+    /// Neither slot is a superblock; the two causes.
+    #[error("slot 0: {0}; slot 1: {1}")]
+    NoSlot(SlotError, SlotError),
+    /// The store is smaller than when the superblock was written.
+    #[error("the store has room for {store} bytes of data, the superblock says {superblock}")]
+    Shrunk {
+        /// What fits now.
+        store: u64,
+        /// What was there.
+        superblock: u64,
+    },
+}
+
+/// A slot whose CRC matched and whose fields are in range; not yet trusted to belong to the store.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ParsedSlot(Superblock);
+
+impl ParsedSlot {
+    /// For display only.
+    pub fn untrusted(&self) -> &Superblock {
+        &self.0
+    }
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
+#[repr(C)]
+pub(crate) struct RawGeneration {
+    counter: U64,
+    id: U128,
+}
+
+impl From<Generation> for RawGeneration {
+    fn from(generation: Generation) -> RawGeneration {
+        RawGeneration {
+            counter: generation.counter.into(),
+            id: generation.id.0.into(),
+        }
+    }
+}
+
+impl From<RawGeneration> for Generation {
+    fn from(raw: RawGeneration) -> Generation {
+        Generation {
+            counter: raw.counter.get(),
+            id: GenerationId(raw.id.get()),
+        }
+    }
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawSuperblock {
+    magic: U64,
+    version: U32,
+    crc: U32,
+    sequence: U64,
+    mirror: U128,
+    replica: U128,
+    peer_replica: U128,
+    arbiter: U128,
+    in_sync_boot: U128,
+    data_size: U64,
+    mirror_size: U64,
+    block_size: U32,
+    extent_size: U32,
+    activity_log_slots: U32,
+    trust: u8,
+    primary: u8,
+    used: u8,
+    all_dirty: u8,
+    holders: u8,
+    proposal_holders: u8,
+    ancestry_len: u8,
+    reserved0: u8,
+    generation: RawGeneration,
+    proposal: RawGeneration,
+    last_common: RawGeneration,
+    async_budget_bytes: U64,
+    async_budget_ms: U64,
+    async_confirmed: U64,
+    cluster: [u8; NAME_LEN],
+    mirror_name: [u8; NAME_LEN],
+    node: [u8; NAME_LEN],
+    ancestry: [RawGeneration; MAX_ANCESTRY],
+    reserved: [u8; RESERVED_LEN],
+}
+
+const RESERVED_LEN: usize = META_BLOCK as usize - 428 - MAX_ANCESTRY * 24;
+const _: () = assert!(size_of::<RawSuperblock>() == META_BLOCK as usize);
+const CRC_OFFSET: usize = 12;
+
+fn name_field(name: &str) -> [u8; NAME_LEN] {
+    let mut field = [0; NAME_LEN];
+    let len = name.len().min(NAME_LEN - 1);
+    field[..len].copy_from_slice(&name.as_bytes()[..len]);
+    field
+}
+
+fn parse_name(field: &[u8; NAME_LEN], what: &'static str) -> Result<String, SlotError> {
+    let len = field
+        .iter()
+        .position(|b| *b == 0)
+        .ok_or(SlotError::Field(what))?;
+    String::from_utf8(field[..len].to_vec()).map_err(|_| SlotError::Field(what))
+}
+
+fn parse_flag(byte: u8, what: &'static str) -> Result<bool, SlotError> {
+    match byte {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(SlotError::Field(what)),
+    }
+}
+
+/// How [`Holders`] is spelled on disk and on the link.
+pub(crate) fn holders_byte(holders: Holders) -> u8 {
+    match holders {
+        Holders::Nobody => 0,
+        Holders::Both => 1,
+        Holders::Sole => 2,
+        Holders::Widening => 3,
+        Holders::Peer => 4,
+    }
+}
+
+pub(crate) fn parse_holders(byte: u8) -> Option<Holders> {
+    [
+        Holders::Nobody,
+        Holders::Both,
+        Holders::Sole,
+        Holders::Widening,
+        Holders::Peer,
+    ]
+    .into_iter()
+    .find(|holders| holders_byte(*holders) == byte)
+}
+
+/// How [`Trust`] is spelled on disk and on the link.
+pub(crate) fn trust_byte(trust: Trust) -> u8 {
+    match trust {
+        Trust::Inconsistent => 1,
+        Trust::Outdated => 2,
+        Trust::UpToDate => 3,
+    }
+}
+
+pub(crate) fn parse_trust(byte: u8) -> Option<Trust> {
+    [Trust::Inconsistent, Trust::Outdated, Trust::UpToDate]
+        .into_iter()
+        .find(|trust| trust_byte(*trust) == byte)
+}
+
+fn checksum(bytes: &[u8]) -> u32 {
+    let mut hash = crc32fast::Hasher::new();
+    hash.update(&bytes[..CRC_OFFSET]);
+    hash.update(&[0; 4]);
+    hash.update(&bytes[CRC_OFFSET + 4..]);
+    hash.finalize()
+}
+
+impl Superblock {
+    /// The superblock of a replica that never belonged to a mirror.
+    pub fn unborn(replica: ReplicaId, data_size: u64) -> Superblock {
+        Superblock {
+            sequence: 0,
+            mirror: MirrorId::NONE,
+            replica,
+            peer_replica: ReplicaId::NONE,
+            arbiter: ArbiterId::NONE,
+            cluster: String::new(),
+            mirror_name: String::new(),
+            node: String::new(),
+            data_size,
+            mirror_size: 0,
+            trust: Trust::Inconsistent,
+            primary: false,
+            used: false,
+            all_dirty: true,
+            generation: Generation::UNBORN,
+            holders: Holders::Nobody,
+            proposal: None,
+            in_sync_boot: BootId::NONE,
+            ancestry: Vec::new(),
+            last_common: Generation::UNBORN,
+            asynchronous: AsyncState::default(),
+        }
+    }
+
+    /// Starts `generation` as a descendant of the current one, with nothing written in it yet.
+    pub fn begin_generation(&mut self, generation: Generation) {
+        if !self.generation.is_unborn() {
+            self.ancestry.insert(0, self.generation);
+            self.forget_oldest();
+        }
+        self.generation = generation;
+        self.used = false;
+    }
+
+    /// Keeps the ancestry within its bound. What goes is the oldest generation other than the
+    /// last one that both replicas shared: without that one they would look unrelated.
+    fn forget_oldest(&mut self) {
+        while self.ancestry.len() > MAX_ANCESTRY {
+            let victim = match self.ancestry.last() {
+                Some(oldest) if *oldest == self.last_common => self.ancestry.len() - 2,
+                _ => self.ancestry.len() - 1,
+            };
+            self.ancestry.remove(victim);
+        }
+    }
+
+    /// Takes over another replica's history, as a target does from its source.
+    pub fn adopt_history(&mut self, generation: Generation, ancestry: &[Generation]) {
+        self.generation = generation;
+        self.ancestry = ancestry.to_vec();
+        self.ancestry.truncate(MAX_ANCESTRY);
+    }
+
+    /// Where this superblock goes: slots take turns.
+    pub fn slot(&self) -> u64 {
+        self.sequence % super::SLOTS
+    }
+
+    /// The slot's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut ancestry = [RawGeneration::from(Generation::UNBORN); MAX_ANCESTRY];
+        for (raw, generation) in ancestry.iter_mut().zip(&self.ancestry) {
+            *raw = (*generation).into();
+        }
+        let proposal = self.proposal.map(|p| p.generation).unwrap_or_default();
+        let mut raw = RawSuperblock {
+            magic: MAGIC.into(),
+            version: VERSION.into(),
+            crc: U32::ZERO,
+            sequence: self.sequence.into(),
+            mirror: self.mirror.0.into(),
+            replica: self.replica.0.into(),
+            peer_replica: self.peer_replica.0.into(),
+            arbiter: self.arbiter.0.into(),
+            in_sync_boot: self.in_sync_boot.0.into(),
+            data_size: self.data_size.into(),
+            mirror_size: self.mirror_size.into(),
+            block_size: (BLOCK as u32).into(),
+            extent_size: (EXTENT as u32).into(),
+            activity_log_slots: (ACTIVITY_LOG_SLOTS as u32).into(),
+            trust: trust_byte(self.trust),
+            primary: self.primary.into(),
+            used: self.used.into(),
+            all_dirty: self.all_dirty.into(),
+            holders: holders_byte(self.holders),
+            proposal_holders: self.proposal.map_or(0, |p| holders_byte(p.holders)),
+            ancestry_len: self.ancestry.len().min(MAX_ANCESTRY) as u8,
+            reserved0: 0,
+            generation: self.generation.into(),
+            proposal: proposal.into(),
+            last_common: self.last_common.into(),
+            async_budget_bytes: self.asynchronous.budget_bytes.into(),
+            async_budget_ms: self.asynchronous.budget_ms.into(),
+            async_confirmed: self.asynchronous.confirmed.into(),
+            cluster: name_field(&self.cluster),
+            mirror_name: name_field(&self.mirror_name),
+            node: name_field(&self.node),
+            ancestry,
+            reserved: [0; RESERVED_LEN],
+        };
+        raw.crc = checksum(raw.as_bytes()).into();
+        raw.as_bytes().to_vec()
+    }
+
+    /// Reads a slot.
+    ///
+    /// # Errors
+    ///
+    /// [`SlotError`] when the block is not a superblock this version can read.
+    pub fn parse(bytes: &[u8]) -> Result<ParsedSlot, SlotError> {
+        let raw = RawSuperblock::ref_from_bytes(bytes).map_err(|_| SlotError::Absent)?;
+        if raw.magic.get() != MAGIC {
+            return Err(SlotError::Absent);
+        }
+        if checksum(bytes) != raw.crc.get() {
+            return Err(SlotError::Checksum);
+        }
+        if raw.version.get() != VERSION {
+            return Err(SlotError::Version(raw.version.get()));
+        }
+        if u64::from(raw.block_size.get()) != BLOCK
+            || u64::from(raw.extent_size.get()) != EXTENT
+            || raw.activity_log_slots.get() as usize != ACTIVITY_LOG_SLOTS
+        {
+            return Err(SlotError::Field("block, extent or activity log size"));
+        }
+        let ancestry = raw
+            .ancestry
+            .get(..usize::from(raw.ancestry_len))
+            .ok_or(SlotError::Field("ancestry"))?;
+        let proposal = match (Generation::from(raw.proposal), raw.proposal_holders) {
+            (generation, 0) if generation.is_unborn() => None,
+            (generation, holders) => Some(Proposal {
+                generation,
+                holders: parse_holders(holders).ok_or(SlotError::Field("proposal"))?,
+            }),
+        };
+        Ok(ParsedSlot(Superblock {
+            sequence: raw.sequence.get(),
+            mirror: MirrorId(raw.mirror.get()),
+            replica: ReplicaId(raw.replica.get()),
+            peer_replica: ReplicaId(raw.peer_replica.get()),
+            arbiter: ArbiterId(raw.arbiter.get()),
+            cluster: parse_name(&raw.cluster, "cluster")?,
+            mirror_name: parse_name(&raw.mirror_name, "mirror name")?,
+            node: parse_name(&raw.node, "node")?,
+            data_size: raw.data_size.get(),
+            mirror_size: raw.mirror_size.get(),
+            trust: parse_trust(raw.trust).ok_or(SlotError::Field("trust"))?,
+            primary: parse_flag(raw.primary, "primary")?,
+            used: parse_flag(raw.used, "used")?,
+            all_dirty: parse_flag(raw.all_dirty, "all dirty")?,
+            generation: raw.generation.into(),
+            holders: parse_holders(raw.holders).ok_or(SlotError::Field("holders"))?,
+            proposal,
+            in_sync_boot: BootId(raw.in_sync_boot.get()),
+            ancestry: ancestry.iter().map(|raw| (*raw).into()).collect(),
+            last_common: raw.last_common.into(),
+            asynchronous: AsyncState {
+                budget_bytes: raw.async_budget_bytes.get(),
+                budget_ms: raw.async_budget_ms.get(),
+                confirmed: raw.async_confirmed.get(),
+            },
+        }))
+    }
+
+    /// The superblock in force, from both slots and the store they were found on.
+    ///
+    /// A slot from before a *lowering* of trust cannot come back to power: a lowering is written
+    /// to both slots before it counts (design.md R7).
+    ///
+    /// # Errors
+    ///
+    /// [`TrustError`]; the store is then Diskless and never re-created silently.
+    pub fn trust(
+        slots: [Result<ParsedSlot, SlotError>; 2],
+        layout: &Layout,
+    ) -> Result<Superblock, TrustError> {
+        let superblock = match slots {
+            [Ok(a), Ok(b)] if a.0.replica == b.0.replica || a.0.sequence == b.0.sequence => {
+                if a.0.sequence >= b.0.sequence {
+                    a.0
+                } else {
+                    b.0
+                }
+            }
+            // Two replicas' slots on one store: a half-finished re-creation.
+            [Ok(_), Ok(_)] => {
+                let mixed = SlotError::Field("replica (the slots differ)");
+                return Err(TrustError::NoSlot(mixed.clone(), mixed));
+            }
+            [Ok(only), Err(_)] | [Err(_), Ok(only)] => only.0,
+            [Err(a), Err(b)] => return Err(TrustError::NoSlot(a, b)),
+        };
+        if superblock.data_size > layout.data_size || superblock.mirror_size > superblock.data_size
+        {
+            return Err(TrustError::Shrunk {
+                store: layout.data_size,
+                superblock: superblock.data_size.max(superblock.mirror_size),
+            });
+        }
+        Ok(superblock)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn layout() -> Layout {
+        Layout::new(64 << 20, crate::node::MetadataPlace::Internal).unwrap()
+    }
+
+    pub(crate) fn sample() -> Superblock {
+        let generation = |n: u64| Generation {
+            counter: n,
+            id: GenerationId(u128::from(n) << 64 | 5),
+        };
+        Superblock {
+            sequence: 7,
+            mirror: MirrorId(1),
+            replica: ReplicaId(2),
+            peer_replica: ReplicaId(3),
+            arbiter: ArbiterId(4),
+            cluster: "branch7".into(),
+            mirror_name: "r0".into(),
+            node: "a".into(),
+            data_size: 32 << 20,
+            mirror_size: 31 << 20,
+            trust: Trust::UpToDate,
+            primary: true,
+            used: true,
+            all_dirty: false,
+            generation: generation(3),
+            holders: Holders::Widening,
+            proposal: Some(Proposal {
+                generation: generation(4),
+                holders: Holders::Sole,
+            }),
+            in_sync_boot: BootId(9),
+            ancestry: vec![generation(2), generation(1)],
+            last_common: generation(2),
+            asynchronous: AsyncState {
+                budget_bytes: 1,
+                budget_ms: 2,
+                confirmed: 3,
+            },
+        }
+    }
+
+    #[test]
+    fn round_trip() {
+        let superblock = sample();
+        let parsed = Superblock::parse(&superblock.encode()).unwrap();
+        assert_eq!(parsed.untrusted(), &superblock);
+    }
+
+    #[test]
+    fn golden_bytes() {
+        let bytes = sample().encode();
+        assert_eq!(&bytes[..8], b"KGMSUPER");
+        assert_eq!(&bytes[8..12], [1, 0, 0, 0]);
+        assert_eq!(&bytes[16..24], [7, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(crc32fast::hash(&bytes), GOLDEN_CRC);
+    }
+    const GOLDEN_CRC: u32 = 2_405_120_644;
+
+    #[test]
+    fn the_newer_valid_slot_is_in_force() {
+        let old = sample();
+        let new = Superblock {
+            sequence: 8,
+            primary: false,
+            ..sample()
+        };
+        let slots = |a: &[u8], b: &[u8]| [Superblock::parse(a), Superblock::parse(b)];
+        let (a, b) = (old.encode(), new.encode());
+        assert_eq!(Superblock::trust(slots(&a, &b), &layout()).unwrap(), new);
+        assert_eq!(Superblock::trust(slots(&b, &a), &layout()).unwrap(), new);
+        let mut torn = b.clone();
+        torn[600] ^= 1;
+        assert_eq!(Superblock::trust(slots(&a, &torn), &layout()).unwrap(), old);
+        let blank = vec![0; 4096];
+        assert_eq!(
+            Superblock::trust(slots(&blank, &torn), &layout()),
+            Err(TrustError::NoSlot(SlotError::Absent, SlotError::Checksum))
+        );
+    }
+
+    #[test]
+    fn a_shrunken_store_is_refused() {
+        let big = Superblock {
+            data_size: 65 << 20,
+            ..sample()
+        };
+        let slots = [Superblock::parse(&big.encode()), Err(SlotError::Absent)];
+        assert!(matches!(
+            Superblock::trust(slots, &layout()),
+            Err(TrustError::Shrunk { .. })
+        ));
+    }
+
+    #[test]
+    fn the_last_common_generation_is_never_forgotten() {
+        let mut superblock = sample();
+        for counter in 10..200 {
+            superblock.begin_generation(Generation {
+                counter,
+                id: GenerationId(counter.into()),
+            });
+        }
+        assert_eq!(superblock.ancestry.len(), MAX_ANCESTRY);
+        assert!(superblock.ancestry.contains(&superblock.last_common));
+        assert_eq!(superblock.ancestry[0].counter, 198);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_parsed_without_panic(mut bytes in prop::collection::vec(any::<u8>(), 4096)) {
+            let _ = Superblock::parse(&bytes);
+            bytes[..8].copy_from_slice(b"KGMSUPER");
+            bytes[8..12].copy_from_slice(&1u32.to_le_bytes());
+            let crc = checksum(&bytes);
+            bytes[12..16].copy_from_slice(&crc.to_le_bytes());
+            let _ = Superblock::parse(&bytes);
+        }
+    }
+}
