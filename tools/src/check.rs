@@ -6,6 +6,8 @@ use crate::output;
 use clap::Args;
 use mirror_core::error::Refusal;
 
+/// Check the configuration file.
+///
 /// Reads the configuration, says what is wrong with it in one line with file, line and column, or
 /// what it describes. Touches no disk and no daemon.
 #[derive(Args, Debug)]

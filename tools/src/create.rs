@@ -13,6 +13,8 @@ use mirror_core::meta::{self, Layout, LayoutError, META_BLOCK, NewReplica, SLOTS
 use mirror_core::types::ReplicaId;
 use std::path::Path;
 
+/// Make this node's disk a replica of a mirror.
+///
 /// Writes fresh metadata for this node's disk. The data on the disk stays as it is, but for the
 /// tail that internal metadata takes; both copies count as unknown until
 /// `kagami primary --initial` on one node says whose data is to be kept.

@@ -12,6 +12,8 @@ use mirror_core::limits::EXTENT;
 use mirror_core::meta::superblock::{SlotError, TrustError};
 use mirror_core::meta::{self, Description, ImageError};
 
+/// Print this node's metadata of a mirror, while its daemon does not hold the disk.
+///
 /// Prints superblocks, history, activity log and dirty blocks of this node's disk, read from the
 /// disk itself. Refuses while a daemon holds the disk; take the mirror down first.
 #[derive(Args, Debug)]
@@ -127,7 +129,7 @@ fn text(it: &Description) -> String {
             flags.join(", ")
         },
     );
-    say("generation", it.generation.clone());
+    say("generation", id(&it.generation));
     say("holders", it.holders.clone());
     if let Some(proposal) = &it.proposal {
         say("proposed", proposal.clone());
@@ -135,7 +137,7 @@ fn text(it: &Description) -> String {
     for (index, generation) in it.ancestry.iter().enumerate() {
         say(if index == 0 { "ancestry" } else { "" }, generation.clone());
     }
-    say("last common", it.last_common.clone());
+    say("last common", id(&it.last_common));
     say("in sync in boot", id(&it.in_sync_boot));
     let active = match &it.active_extents {
         None => "no block verifies: every block counts as dirty".to_owned(),
@@ -168,7 +170,8 @@ fn text(it: &Description) -> String {
 }
 
 fn id(text: &str) -> String {
-    if text.bytes().all(|byte| byte == b'0') {
+    // Ids and generations that were never assigned are all zero.
+    if text.bytes().all(|byte| matches!(byte, b'0' | b':')) {
         "none".to_owned()
     } else {
         text.to_owned()
@@ -193,7 +196,7 @@ mod tests {
             primary: true,
             used: false,
             all_dirty: true,
-            generation: "2:00".to_owned(),
+            generation: "2:0c".to_owned(),
             holders: "Sole".to_owned(),
             proposal: None,
             ancestry: vec!["1:0a".to_owned(), "0:0b".to_owned()],

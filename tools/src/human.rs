@@ -10,7 +10,7 @@ pub fn size(bytes: u64) -> String {
     }
     let mut scaled = bytes as f64 / 1024.0;
     let mut unit = 0;
-    while scaled >= 1023.95 && unit + 1 < UNITS.len() {
+    while scaled >= 999.5 && unit + 1 < UNITS.len() {
         scaled /= 1024.0;
         unit += 1;
     }

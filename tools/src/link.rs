@@ -8,6 +8,8 @@ use clap::Args;
 use mirror_core::control::Command;
 use mirror_core::error::Refusal;
 
+/// Look for the peer again.
+///
 /// Ends StandAlone: looks for the peer until it is found. What differs is then copied.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
@@ -31,6 +33,8 @@ pub struct ConnectArgs {
     pub yes: bool,
 }
 
+/// Part from the peer and stay apart.
+///
 /// Parts from the peer and stays StandAlone until `kagami connect`.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
@@ -40,6 +44,8 @@ pub struct DisconnectArgs {
     pub mirror: Option<String>,
 }
 
+/// Throw this node's copy away and take a full one from the peer.
+///
 /// Throws this node's copy away and takes a full one from the peer. Until that is done, the peer
 /// holds the only good copy.
 #[derive(Args, Debug)]

@@ -27,7 +27,6 @@ use options::{Options, Verb};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     // A wrong command line ends here, with exit code 2.
     let options = Options::parse();
     match run(options) {

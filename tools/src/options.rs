@@ -52,40 +52,29 @@ pub struct Place {
     pub node: Option<String>,
 }
 
-/// The verbs, in the order in which a newcomer meets them.
+/// The verbs, in the order in which a newcomer meets them; each says what it does beside its code.
 #[derive(Subcommand, Debug)]
+#[allow(missing_docs)]
 pub enum Verb {
-    /// Show Kagami at work: two nodes on this machine.
     Demo(demo::DemoArgs),
-    /// Check the configuration file.
     Check(check::CheckArgs),
-    /// Make this node's disk a replica of a mirror.
     Create(create::CreateArgs),
-    /// Bring a mirror up in the running daemon.
     Up(updown::UpArgs),
-    /// Take a mirror out of the running daemon.
     Down(updown::DownArgs),
-    /// Show the state of the mirrors, or wait for one.
     Status(status::StatusArgs),
-    /// Make this node the one that serves the mirror.
     Primary(role::PrimaryArgs),
-    /// Make this node stop serving the mirror.
     Secondary(role::SecondaryArgs),
-    /// Look for the peer again.
     Connect(link::ConnectArgs),
-    /// Part from the peer and stay apart.
     Disconnect(link::DisconnectArgs),
-    /// Throw this node's copy away and take a full one from the peer.
     Invalidate(link::InvalidateArgs),
-    /// Show, hold or continue a resync.
     Resync(resync::ResyncArgs),
-    /// Print this node's metadata of a mirror, while its daemon does not hold the disk.
     DumpMetadata(dump::DumpArgs),
-    /// Print a completion script for a shell.
     Completions(CompletionsArgs),
 }
 
-/// Prints a completion script to standard output.
+/// Print a completion script for a shell.
+///
+/// It goes to standard output; where it belongs depends on the shell.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  \
     kagami completions bash > /usr/share/bash-completion/completions/kagami\n  \

@@ -10,7 +10,10 @@ use clap::{Args, Subcommand};
 use mirror_core::control::Command;
 use mirror_core::error::{ErrorId, Refusal};
 
-/// Shows, holds or continues the copying of what differs between the replicas.
+/// Show, hold or continue a resync.
+///
+/// A resync copies what differs between the replicas, and starts by itself when they meet. On hold,
+/// it stays where it is; nothing starts over.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   kagami resync status r0

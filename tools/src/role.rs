@@ -8,7 +8,7 @@ use clap::Args;
 use mirror_core::control::{Command, PrimaryMode};
 use mirror_core::error::Refusal;
 
-/// Makes this node Primary: it serves the mirror's reads and writes from now on.
+/// Make this node the one that serves the mirror.
 ///
 /// Needs a copy that is up to date and no other Primary. A new mirror needs --initial once.
 #[derive(Args, Debug)]
@@ -53,6 +53,8 @@ impl PrimaryArgs {
     }
 }
 
+/// Make this node stop serving the mirror.
+///
 /// Makes this node Secondary: clients are disconnected, what they wrote is flushed.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:

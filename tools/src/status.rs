@@ -13,6 +13,8 @@ use std::time::Duration;
 
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 
+/// Show the state of the mirrors, or wait for one.
+///
 /// Shows role, disks, link, generation and resync of this node's mirrors, as its daemon sees
 /// them, or waits until they are in a state.
 ///
@@ -91,14 +93,18 @@ fn look(context: &Context, mirror: Option<&str>) -> Result<NodeStatus, Refusal> 
 fn watch(look: impl Fn() -> Result<NodeStatus, Refusal>, json: bool) -> Result<(), Refusal> {
     let mut shown = None;
     loop {
-        let status = look()?;
-        if shown.as_ref() != Some(&status) {
+        // A daemon that restarts is something to watch, not an end.
+        let seen = look();
+        if shown.as_ref() != Some(&seen) {
             if !json && output::on_terminal() {
                 // Home, and clear to the end of the screen.
                 output::line("\x1b[H\x1b[J");
             }
-            show(&status, json, Layout::Line)?;
-            shown = Some(status);
+            match &seen {
+                Ok(status) => show(status, json, Layout::Line)?,
+                Err(refusal) => eprintln!("kagami: {refusal}"),
+            }
+            shown = Some(seen);
         }
         std::thread::sleep(WATCH_EVERY);
     }

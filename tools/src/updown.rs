@@ -7,6 +7,8 @@ use clap::Args;
 use mirror_core::control::Command;
 use mirror_core::error::Refusal;
 
+/// Bring a mirror up in the running daemon.
+///
 /// Brings a mirror up in the running daemon, as Secondary. A daemon that starts brings all its
 /// mirrors up by itself; this is for one that was taken down, or whose disk could not be opened.
 #[derive(Args, Debug)]
@@ -18,6 +20,8 @@ pub struct UpArgs {
     pub mirror: Option<String>,
 }
 
+/// Take a mirror out of the running daemon.
+///
 /// Takes a mirror out of the running daemon: drains and flushes it, closes its disk. Refused
 /// while it is Primary; demote it first.
 #[derive(Args, Debug)]

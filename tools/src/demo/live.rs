@@ -9,6 +9,7 @@ use crate::wait::Goal;
 use mirror_core::control::{Command, PrimaryMode};
 use mirror_core::error::Refusal;
 use mirror_core::types::LinkState;
+use std::path::Path;
 use std::time::Duration;
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -52,6 +53,8 @@ fn guide(cluster: &Cluster) -> String {
     let config = config.display();
     let socket = cluster.plan.nbd_socket(0);
     let uri = format!("nbd+unix:///{MIRROR}?socket={}", socket.display());
+    let programs = std::env::current_exe().unwrap_or_default();
+    let programs = programs.parent().unwrap_or(Path::new("."));
     format!(
         "\
 Two nodes mirror {size} on this machine; a is Primary and serves it at
@@ -68,7 +71,7 @@ In another terminal, with the clients you have:
 
 Swap the roles, part the nodes, look at them:
 
-    export KAGAMI_CONFIG={config}
+    export KAGAMI_CONFIG={config} PATH=\"$PATH:{programs}\"
     kagami --node a secondary && kagami --node b primary
     kagami --node a disconnect; kagami --node a connect --wait
     kagami --node b status --json
@@ -79,6 +82,7 @@ Or kill a daemon and start it again; the logs are in {dir}:
 
 Ctrl-C ends the demo{removal}.
 ",
+        programs = programs.display(),
         size = human::size(cluster.plan.size),
         dir = cluster.plan.dir.display(),
         removal = if cluster.plan.remove {

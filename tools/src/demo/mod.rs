@@ -12,6 +12,8 @@ use mirror_core::config::parse_size;
 use mirror_core::error::{ErrorId, Refusal};
 use std::path::PathBuf;
 
+/// Show Kagami at work: two nodes on this machine.
+///
 /// Starts two nodes, "a" and "b", on this machine over loopback with sparse files, and shows how
 /// they do until Ctrl-C. Needs no root, no configuration and no other program.
 ///

@@ -490,6 +490,9 @@ mod tests {
         std::fs::write(&b, &data).unwrap();
         assert_eq!(compare(&a, &b, 3 << 20).unwrap(), Some((2 << 20) + 5));
         assert_eq!(compare(&a, &b, 2 << 20).unwrap(), None);
-        assert!(compare(&a, &b, 4 << 20).is_err());
+        assert!(
+            compare(&a, &a, 4 << 20).is_err(),
+            "shorter than it should be"
+        );
     }
 }
