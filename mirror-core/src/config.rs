@@ -5,6 +5,7 @@
 
 mod check;
 mod document;
+mod taken;
 #[cfg(test)]
 mod tests;
 mod units;

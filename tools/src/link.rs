@@ -10,7 +10,7 @@ use mirror_core::error::Refusal;
 
 /// Look for the peer again.
 ///
-/// Ends StandAlone: looks for the peer until it is found. What differs is then copied.
+/// Ends StandAlone: the daemon tries until it finds the peer. What differs is then copied.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   kagami connect r0
@@ -35,7 +35,7 @@ pub struct ConnectArgs {
 
 /// Part from the peer and stay apart.
 ///
-/// Parts from the peer and stays StandAlone until `kagami connect`.
+/// The mirror is StandAlone until `kagami connect`.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   kagami disconnect r0")]
@@ -46,8 +46,7 @@ pub struct DisconnectArgs {
 
 /// Throw this node's copy away and take a full one from the peer.
 ///
-/// Throws this node's copy away and takes a full one from the peer. Until that is done, the peer
-/// holds the only good copy.
+/// Until that is done, the peer holds the only good copy.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   kagami invalidate r0

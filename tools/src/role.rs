@@ -55,7 +55,7 @@ impl PrimaryArgs {
 
 /// Make this node stop serving the mirror.
 ///
-/// Makes this node Secondary: clients are disconnected, what they wrote is flushed.
+/// Its clients are disconnected, what they wrote is flushed.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   kagami secondary r0")]

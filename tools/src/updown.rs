@@ -9,8 +9,8 @@ use mirror_core::error::Refusal;
 
 /// Bring a mirror up in the running daemon.
 ///
-/// Brings a mirror up in the running daemon, as Secondary. A daemon that starts brings all its
-/// mirrors up by itself; this is for one that was taken down, or whose disk could not be opened.
+/// It comes up as Secondary. A daemon that starts brings all its mirrors up by itself; this is for
+/// one that was taken down, or whose disk could not be opened.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   kagami up r0
@@ -22,8 +22,8 @@ pub struct UpArgs {
 
 /// Take a mirror out of the running daemon.
 ///
-/// Takes a mirror out of the running daemon: drains and flushes it, closes its disk. Refused
-/// while it is Primary; demote it first.
+/// The daemon finishes what is under way, flushes and closes the disk. Refused while the mirror is
+/// Primary here; run `kagami secondary` first.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   kagami secondary r0 && kagami down r0")]

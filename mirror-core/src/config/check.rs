@@ -1,6 +1,7 @@
 //! From a document's tables to a checked [`Config`]: each value first, then how they fit together.
 
 use super::document::{Document, PerNode, TOP, Table, Value};
+use super::taken::{Claim, Taken};
 use super::units::{excerpt, parse_duration};
 use super::{
     Config, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, MAX_STALL_TIMEOUT, MIN_STALL_TIMEOUT, Metadata,
@@ -8,10 +9,8 @@ use super::{
 };
 use crate::error::{ErrorId, Refusal};
 use crate::limits::DEFAULT_STALL_TIMEOUT;
-use std::collections::HashMap;
-use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Component, Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 use toml::Spanned;
 use toml::de::DeTable;
@@ -465,53 +464,4 @@ fn checked_path(value: &Value<'_>, text: &str) -> Result<PathBuf, Refusal> {
         return Err(value.refuse(ErrorId::ConfigValue, odd));
     }
     Ok(PathBuf::from(text))
-}
-
-/// What only one thing can have, and where the file gives it away.
-struct Taken<'t> {
-    doc: Document<'t>,
-    claims: HashMap<Claim, usize>,
-}
-
-#[derive(PartialEq, Eq, Hash)]
-enum Claim {
-    Node(String),
-    Mirror(String),
-    Listen(SocketAddr),
-    Nbd(String, SocketAddr),
-    Path(String, PathBuf),
-}
-
-impl<'t> Taken<'t> {
-    fn new(doc: Document<'t>) -> Taken<'t> {
-        Taken {
-            doc,
-            claims: HashMap::new(),
-        }
-    }
-
-    fn claim(
-        &mut self,
-        claim: Claim,
-        at: usize,
-        complaint: impl FnOnce() -> String,
-    ) -> Result<(), Refusal> {
-        let Some(earlier) = self.claims.insert(claim, at) else {
-            return Ok(());
-        };
-        let line = self.doc.line(earlier);
-        let message = format!("{}, first on line {line}; choose another", complaint());
-        Err(self.doc.refuse(at, ErrorId::ConfigConflict, message))
-    }
-
-    fn claim_path(&mut self, node: &str, path: &Path, at: usize) -> Result<(), Refusal> {
-        // `.` and doubled slashes do not make another file.
-        let plain = path
-            .components()
-            .filter(|part| *part != Component::CurDir)
-            .collect();
-        self.claim(Claim::Path(node.to_owned(), plain), at, || {
-            format!("{} is used twice on node `{node}`", path.display())
-        })
-    }
 }

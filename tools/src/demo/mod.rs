@@ -1,6 +1,7 @@
 //! `kagami demo`: two nodes on this machine, to look at or to tell their story by themselves.
 
 mod cluster;
+mod guest;
 mod interrupt;
 mod ledger;
 mod live;

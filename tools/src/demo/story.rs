@@ -1,28 +1,25 @@
 //! `kagami demo --script`: the story of two nodes, one small function per step, in order.
 
 use super::cluster::Cluster;
+use super::guest::Guest;
 use super::ledger::{BLOCK, Ledger};
 use super::plan::{MIRROR, NODES};
 use super::{failed, interrupt};
 use crate::human;
-use crate::nbd_client::{Cookie, NbdClient};
 use crate::output;
 use crate::wait::Goal;
 use fastrand::Rng;
-use mirror_core::control::{Command, PrimaryMode};
-use mirror_core::error::{ExitCode, Refusal};
+use mirror_core::control::{Command, MirrorStatus, PrimaryMode};
+use mirror_core::error::{ErrorId, ExitCode, Refusal};
 use mirror_core::types::LinkState;
-use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 const A: usize = 0;
 const B: usize = 1;
-
-/// Guest requests in flight.
-const DEPTH: usize = 8;
 
 /// The story writes within this much of the device, so that the activity log of a killed Primary
 /// names less than all of it.
@@ -86,8 +83,11 @@ pub fn run(cluster: Cluster, seed: u64) -> Result<(), Refusal> {
             if !interrupt::requested() {
                 story.explain_failure();
             }
-            let message = format!("step {number} ({title}) did not hold: {}", refusal.message);
-            return Err(failed(message));
+            let why = match refusal.id {
+                ErrorId::Internal => refusal.message,
+                _ => refusal.to_string(),
+            };
+            return Err(failed(format!("step {number} ({title}) did not hold: {why}")));
         }
     }
     let took = story.start.elapsed().as_secs_f64();
@@ -129,11 +129,7 @@ impl Story {
             let sizes = format!("{} instead of {}", client.size, self.size);
             return Err(failed(format!("the export has another size: {sizes}")));
         }
-        self.guest = Some(Guest {
-            client,
-            in_flight: HashMap::new(),
-            longest: Duration::ZERO,
-        });
+        self.guest = Some(Guest::new(client));
         Ok(())
     }
 
@@ -277,7 +273,7 @@ fn lose_the_primary(story: &mut Story) -> Result<(), Refusal> {
 
 fn promote_the_peer(story: &mut Story) -> Result<(), Refusal> {
     let start = Instant::now();
-    let gone = |status: &mirror_core::control::MirrorStatus| status.link != LinkState::Connected;
+    let gone = |status: &MirrorStatus| status.link != LinkState::Connected;
     story.cluster.wait(B, "the link to a is down", gone)?;
     let outcome = loop {
         interrupt::check()?;
@@ -356,7 +352,7 @@ fn compare_disks(story: &mut Story) -> Result<(), Refusal> {
 }
 
 /// The first byte in which two files differ within `len` bytes.
-fn compare(a: &std::path::Path, b: &std::path::Path, len: u64) -> io::Result<Option<u64>> {
+fn compare(a: &Path, b: &Path, len: u64) -> io::Result<Option<u64>> {
     let (a, b) = (File::open(a)?, File::open(b)?);
     let (mut left, mut right) = (vec![0; 1 << 20], vec![0; 1 << 20]);
     let mut at = 0;
@@ -371,109 +367,6 @@ fn compare(a: &std::path::Path, b: &std::path::Path, len: u64) -> io::Result<Opt
         at += piece as u64;
     }
     Ok(None)
-}
-
-/// Someone who uses the mirror, several requests at a time.
-struct Guest {
-    client: NbdClient,
-    in_flight: HashMap<Cookie, Write>,
-    /// The longest any write took.
-    longest: Duration,
-}
-
-struct Write {
-    block: u64,
-    version: u32,
-    since: Instant,
-}
-
-impl Guest {
-    /// Writes random blocks and waits for all answers.
-    fn write(&mut self, ledger: &mut Ledger, random: &mut Rng, count: usize) -> io::Result<()> {
-        for _ in 0..count {
-            if self.in_flight.len() >= DEPTH {
-                self.take_reply(ledger)?;
-            }
-            self.send_one(ledger, random)?;
-        }
-        while !self.in_flight.is_empty() {
-            self.take_reply(ledger)?;
-        }
-        Ok(())
-    }
-
-    /// Sends until the depth is reached, and leaves it at that.
-    fn fill(&mut self, ledger: &mut Ledger, random: &mut Rng) -> io::Result<()> {
-        while self.in_flight.len() < DEPTH {
-            self.send_one(ledger, random)?;
-        }
-        Ok(())
-    }
-
-    /// One write, to a block that no other write in flight is for: their order would be open.
-    fn send_one(&mut self, ledger: &mut Ledger, random: &mut Rng) -> io::Result<()> {
-        let block = loop {
-            let block = random.u64(..ledger.len());
-            if !self.in_flight.values().any(|write| write.block == block) {
-                break block;
-            }
-        };
-        let (version, data) = ledger.issue(block);
-        let cookie = self
-            .client
-            .submit_write(block * BLOCK as u64, &data, false)?;
-        self.in_flight.insert(
-            cookie,
-            Write {
-                block,
-                version,
-                since: Instant::now(),
-            },
-        );
-        Ok(())
-    }
-
-    fn take_reply(&mut self, ledger: &mut Ledger) -> io::Result<()> {
-        let reply = self.client.next_reply()?;
-        reply
-            .result
-            .map_err(|number| io::Error::from_raw_os_error(number as i32))?;
-        if let Some(write) = self.in_flight.remove(&reply.cookie) {
-            self.longest = self.longest.max(write.since.elapsed());
-            ledger.acknowledge(write.block, write.version);
-        }
-        Ok(())
-    }
-
-    /// Reads every block that was ever written and checks it.
-    fn verify(&mut self, ledger: &mut Ledger) -> Result<usize, Refusal> {
-        let lost = |error: io::Error| failed(format!("a guest's read failed: {error}"));
-        let blocks: Vec<u64> = ledger.written().collect();
-        let mut reading = HashMap::new();
-        let mut rest = blocks.iter();
-        loop {
-            while reading.len() < DEPTH
-                && let Some(&block) = rest.next()
-            {
-                let offset = block * BLOCK as u64;
-                let cookie = self
-                    .client
-                    .submit_read(offset, BLOCK as u32)
-                    .map_err(lost)?;
-                reading.insert(cookie, block);
-            }
-            if reading.is_empty() {
-                return Ok(blocks.len());
-            }
-            let reply = self.client.next_reply().map_err(lost)?;
-            let data = reply
-                .result
-                .map_err(|number| lost(io::Error::from_raw_os_error(number as i32)))?;
-            if let Some(block) = reading.remove(&reply.cookie) {
-                ledger.check(block, &data).map_err(failed)?;
-            }
-        }
-    }
 }
 
 #[cfg(test)]
