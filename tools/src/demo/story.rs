@@ -87,7 +87,9 @@ pub fn run(cluster: Cluster, seed: u64) -> Result<(), Refusal> {
                 ErrorId::Internal => refusal.message,
                 _ => refusal.to_string(),
             };
-            return Err(failed(format!("step {number} ({title}) did not hold: {why}")));
+            return Err(failed(format!(
+                "step {number} ({title}) did not hold: {why}"
+            )));
         }
     }
     let took = story.start.elapsed().as_secs_f64();
