@@ -3,10 +3,35 @@
 //! Parsing yields a [`Config`] whose every value is in range and whose parts agree with each
 //! other; nothing else in Kagami reads the file.
 
-use crate::error::Refusal;
+mod check;
+mod document;
+mod taken;
+#[cfg(test)]
+mod tests;
+mod units;
+
+pub use units::{UnitError, parse_duration, parse_size};
+
+use crate::error::{ErrorId, Refusal};
+use document::Document;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// The largest configuration file, in bytes.
+pub const MAX_CONFIG: usize = 1 << 20;
+
+/// The default of `run-dir`.
+pub const DEFAULT_RUN_DIR: &str = "/run/kagami";
+
+/// The default of `state-dir`.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/kagami";
+
+/// The shortest `stall-timeout`.
+pub const MIN_STALL_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// The longest `stall-timeout`.
+pub const MAX_STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A configuration that was checked.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -85,8 +110,38 @@ impl Config {
     /// # Errors
     ///
     /// A [`Refusal`] of the 01xx group that names line and column where it can.
-    pub fn parse(_text: &str, _origin: &Path) -> Result<Config, Refusal> {
-        Err(Refusal::new(crate::error::ErrorId::ConfigSyntax, "not yet"))
+    pub fn parse(text: &str, origin: &Path) -> Result<Config, Refusal> {
+        if text.len() > MAX_CONFIG {
+            return Err(Refusal::new(
+                ErrorId::ConfigUnreadable,
+                format!(
+                    "{}: {} bytes; a configuration has at most {MAX_CONFIG}, is this the right file?",
+                    origin.display(),
+                    text.len()
+                ),
+            ));
+        }
+        let doc = Document { text, origin };
+        doc.parse(|tree| check::config(doc, tree))
+    }
+
+    /// [`Config::parse`] for a file's bytes, which may be no text at all.
+    ///
+    /// # Errors
+    ///
+    /// As [`Config::parse`]; also for bytes that are not UTF-8.
+    pub fn parse_bytes(bytes: &[u8], origin: &Path) -> Result<Config, Refusal> {
+        match std::str::from_utf8(bytes) {
+            Ok(text) => Config::parse(text, origin),
+            Err(error) => {
+                let text = std::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default();
+                Err(Document { text, origin }.refuse(
+                    text.len(),
+                    ErrorId::ConfigSyntax,
+                    "bytes that are not UTF-8; save the file as UTF-8 text",
+                ))
+            }
+        }
     }
 
     /// The node of this name.

@@ -61,6 +61,7 @@ error_ids! {
     UnknownNode = 106, Usage, "The node is not in the configuration.";
     UnknownMirror = 107, Usage, "The mirror is not in the configuration.";
     UsageConflict = 108, Usage, "Command-line options that do not go together.";
+    Declined = 109, Failed, "A question about a dangerous step was not answered with yes.";
 
     StoreUnavailable = 201, Failed, "The disk cannot be opened.";
     StoreBusy = 202, State, "The disk is in use by another process.";

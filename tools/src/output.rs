@@ -1,0 +1,45 @@
+//! Standard output that may be closed early, questions to the operator, warnings.
+
+use mirror_core::control::CommandOutcome;
+use mirror_core::error::{ErrorId, Refusal};
+use std::fmt::Display;
+use std::io::{self, IsTerminal, Write};
+
+/// Prints a line. A reader that went away (`kagami status | head`) ends the command quietly.
+pub fn line(text: impl Display) {
+    let mut out = io::stdout().lock();
+    if writeln!(out, "{text}").and_then(|()| out.flush()).is_err() {
+        std::process::exit(0);
+    }
+}
+
+/// Whether a person watches standard output.
+pub fn on_terminal() -> bool {
+    io::stdout().is_terminal()
+}
+
+/// Shows what the operator should know about a command that was carried out.
+pub fn warnings(outcome: &CommandOutcome) {
+    for warning in &outcome.warnings {
+        eprintln!("kagami: warning: {warning}");
+    }
+}
+
+/// Lets a person at a terminal think again. Scripts, and whoever said `--yes`, are not asked.
+pub fn confirm(what_may_be_lost: &str, yes: bool) -> Result<(), Refusal> {
+    if yes || !io::stdin().is_terminal() {
+        return Ok(());
+    }
+    eprint!("{what_may_be_lost}\nGo on? [y/N] ");
+    let mut answer = String::new();
+    let read = io::stdin().read_line(&mut answer);
+    let agreed = matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes");
+    if read.is_ok() && agreed {
+        Ok(())
+    } else {
+        Err(Refusal::new(
+            ErrorId::Declined,
+            "nothing was done; answer y, or pass --yes",
+        ))
+    }
+}

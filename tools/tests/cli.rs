@@ -1,0 +1,135 @@
+//! The program as a script meets it: standard output, standard error, exit codes.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+use tempfile::TempDir;
+
+struct Host {
+    dir: TempDir,
+}
+
+impl Host {
+    fn new() -> Host {
+        let dir = TempDir::new().unwrap();
+        let at = dir.path().display();
+        let text = format!(
+            r#"
+[cluster]
+name = "c"
+insecure = true
+[[node]]
+name = "a"
+addresses = ["127.0.0.1"]
+run-dir = "{at}"
+[[node]]
+name = "b"
+addresses = ["127.0.0.2"]
+run-dir = "{at}"
+[[mirror]]
+name = "r0"
+port = 7790
+disk = {{ a = "{at}/a.img", b = "{at}/b.img" }}
+"#
+        );
+        fs::write(dir.path().join("kagami.toml"), text).unwrap();
+        Host { dir }
+    }
+
+    fn config(&self) -> std::path::PathBuf {
+        self.dir.path().join("kagami.toml")
+    }
+
+    fn run(&self, line: &str) -> Output {
+        kagami(&self.config(), line)
+    }
+
+    #[track_caller]
+    fn fails(&self, line: &str, code: i32, part: &str) {
+        let output = self.run(line);
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{line}: {errors}");
+        assert!(errors.contains(part), "{line}: {errors}");
+        assert!(output.stdout.is_empty(), "{line}");
+        if part.starts_with("KGM-") {
+            assert_eq!(errors.lines().count(), 1, "{line}: {errors}");
+            assert!(
+                errors.starts_with(&format!("kagami: {part}: ")),
+                "{line}: {errors}"
+            );
+        }
+    }
+}
+
+fn kagami(config: &Path, line: &str) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_kagami"))
+        .env("KAGAMI_CONFIG", config)
+        .env("KAGAMI_NODE", "a")
+        .args(line.split(' '))
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn every_exit_code() {
+    let host = Host::new();
+    assert_eq!(host.run("check").status.code(), Some(0));
+    host.fails("create", 1, "KGM-0201");
+    host.fails("frobnicate", 2, "unrecognized");
+    host.fails("status r9", 2, "KGM-0107");
+    host.fails("--node z status", 2, "KGM-0106");
+    host.fails("--config /nonexistent status", 2, "KGM-0101");
+    for verb in [
+        "status",
+        "up",
+        "down",
+        "primary",
+        "secondary",
+        "connect",
+        "disconnect",
+    ] {
+        host.fails(verb, 3, "KGM-0401");
+    }
+    host.fails("status --wait-for synced --timeout 100ms", 1, "KGM-0317");
+    assert_eq!(host.run("create --size 64MiB").status.code(), Some(0));
+    host.fails("create", 4, "KGM-0208");
+}
+
+#[test]
+fn a_configuration_error_names_its_place() {
+    let host = Host::new();
+    let text = fs::read_to_string(host.config())
+        .unwrap()
+        .replace("port = 7790", "prot = 7790");
+    fs::write(host.config(), text).unwrap();
+    host.fails("check", 2, "KGM-0102");
+    host.fails("check", 2, "kagami.toml:15:1: unknown key `prot`");
+}
+
+#[test]
+fn metadata_from_the_disk() {
+    let host = Host::new();
+    host.fails("dump-metadata", 1, "KGM-0201");
+    assert_eq!(host.run("create --size 64MiB").status.code(), Some(0));
+    let text = String::from_utf8(host.run("dump-metadata").stdout).unwrap();
+    assert!(
+        text.contains("created as      cluster c, mirror r0, node a"),
+        "{text}"
+    );
+    let json = host.run("dump-metadata --json").stdout;
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    assert_eq!(json["names"][1], "r0");
+    fs::write(host.dir.path().join("a.img"), vec![0; 64 << 20]).unwrap();
+    host.fails("dump-metadata", 1, "KGM-0204");
+}
+
+#[test]
+fn completions_for_a_shell() {
+    let output = kagami(Path::new("/nonexistent"), "completions bash");
+    assert!(output.status.success());
+    assert!(
+        String::from_utf8(output.stdout)
+            .unwrap()
+            .contains("dump-metadata")
+    );
+}
