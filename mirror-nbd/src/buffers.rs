@@ -245,7 +245,7 @@ pub enum Origin {
 #[derive(Default)]
 pub struct Payloads {
     held: Vec<Option<(Buffer, Origin)>>,
-    from_link: usize,
+    of_link: usize,
 }
 
 impl Payloads {
@@ -257,7 +257,7 @@ impl Payloads {
             self.held.resize_with(index + 1, || None);
         }
         if origin == Origin::Link {
-            self.from_link += buffer.capacity;
+            self.of_link += buffer.capacity;
         }
         debug_assert!(self.held[index].is_none(), "lent twice");
         self.held[index] = Some((buffer, origin));
@@ -286,14 +286,14 @@ impl Payloads {
             .and_then(Option::take)
             .expect("the core releases a payload once");
         if origin == Origin::Link {
-            self.from_link -= buffer.capacity;
+            self.of_link -= buffer.capacity;
         }
         buffer
     }
 
     /// Bytes of memory in payloads of the peer that the core holds.
-    pub fn from_link(&self) -> usize {
-        self.from_link
+    pub fn of_link(&self) -> usize {
+        self.of_link
     }
 }
 
@@ -341,10 +341,10 @@ mod tests {
         let pool = Pool::new();
         let mut payloads = Payloads::default();
         let payload = payloads.lend(pool.fresh(4096).freeze(), 4096, 1, Origin::Link);
-        assert_eq!(payloads.from_link(), 4096);
+        assert_eq!(payloads.of_link(), 4096);
         let operation = payloads.share(payload);
         drop(payloads.take_back(payload));
-        assert_eq!(payloads.from_link(), 0);
+        assert_eq!(payloads.of_link(), 0);
         assert_eq!(pool.in_use(), 4096, "an operation still uses it");
         drop(operation);
         assert_eq!(pool.in_use(), 0);

@@ -5,7 +5,6 @@ use crate::daemon::Daemon;
 use mirror_core::control::{self, CommandOutcome, NodeStatus, PROTOCOL, Request, Response};
 use mirror_core::error::{ErrorId, Refusal};
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -152,10 +151,4 @@ async fn answer(stream: &mut UnixStream, response: &Response) -> io::Result<()> 
 
 fn invalid(error: impl ToString) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error.to_string())
-}
-
-/// Removes the socket of a daemon that ends.
-pub fn remove(path: &Path) {
-    // Whether it is there or not, the next daemon replaces it.
-    let _ = std::fs::remove_file(path);
 }

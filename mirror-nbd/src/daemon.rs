@@ -74,7 +74,7 @@ impl Daemon {
             Refusal::new(ErrorId::ListenFailed, message)
         })?;
         for mirror in &daemon.mirrors {
-            nbd::listen::serve(Arc::clone(mirror)).await?;
+            tokio::spawn(nbd::listen::serve(Arc::clone(mirror)));
             daemon.seek_peer(mirror, config);
         }
         // At once, so that a slow disk holds up no other mirror.
@@ -111,7 +111,10 @@ impl Daemon {
         serving.abort();
         daemon.descend().await;
         control.abort();
-        control_socket::remove(daemon.control_socket());
+        unix_socket::remove(daemon.control_socket());
+        for mirror in &daemon.mirrors {
+            nbd::listen::remove(mirror);
+        }
         log::info!("node {} is down", daemon.node());
         Ok(())
     }

@@ -24,6 +24,9 @@ use tokio::sync::{oneshot, watch};
 /// How long clients may take to get their last replies when the daemon ends.
 const DRAIN: Duration = Duration::from_secs(3);
 
+/// When a refused shutdown of the core is tried again.
+const DOWN_AGAIN: Duration = Duration::from_millis(200);
+
 /// How long operations may take to end after the core is at rest.
 const LAST_OPERATIONS: Duration = Duration::from_secs(5);
 
@@ -76,10 +79,18 @@ enum Life {
     Up,
     /// The daemon ends: the clients get what they are owed until then.
     Leaving { until: Time },
-    /// The daemon ends: the core was told.
-    Descending,
+    /// The daemon ends: the core was told, and is told again then if it refused.
+    Descending { again: Option<Time> },
     /// The core is at rest; what is in flight may end until then.
     AtRest { until: Time },
+}
+
+/// How a mirror's life ended.
+pub enum Ending {
+    /// Brought down.
+    Down,
+    /// Its disk could not be attached; the state says why.
+    NeverUp(Box<MirrorStatus>),
 }
 
 impl<B: Backend> Driver<B> {
@@ -106,12 +117,12 @@ impl<B: Backend> Driver<B> {
         }
     }
 
-    /// Attaches the store and serves until the core is at rest; returns the mirror's last state.
+    /// Attaches the store and serves until the core is at rest.
     ///
     /// # Errors
     ///
     /// The backend broke.
-    pub fn run(mut self, boot: BootId) -> Result<MirrorStatus, Errno> {
+    pub fn run(mut self, boot: BootId) -> Result<Ending, Errno> {
         self.watch_inbox()?;
         let store_size = self.disk.size();
         self.inputs.push_back(Input::Attach { store_size, boot });
@@ -120,7 +131,10 @@ impl<B: Backend> Driver<B> {
             self.start_sending();
             self.report_readiness();
             if self.is_over() {
-                return Ok(self.status());
+                return Ok(match self.node.replica() {
+                    Some(_) => Ending::Down,
+                    None => Ending::NeverUp(Box::new(self.status())),
+                });
             }
             self.backend.wait(self.patience(), &mut self.completions)?;
             self.now = clock::now().max(self.now);
@@ -197,7 +211,14 @@ impl<B: Backend> Driver<B> {
                 self.guests.complete(request, result, &mut self.payloads);
             }
             Action::Release(payload) => drop(self.payloads.take_back(payload)),
-            Action::CommandDone { command, result } => self.desk.answer(command, result),
+            Action::CommandDone { command, result } => {
+                if let Life::Descending { again } = &mut self.life
+                    && result.is_err()
+                {
+                    *again = Some(self.now.after(DOWN_AGAIN));
+                }
+                self.desk.answer(command, result);
+            }
             Action::Serve(true) => self.serve(),
             Action::Serve(false) => {
                 self.export.send_replace(None);
@@ -321,11 +342,14 @@ impl<B: Backend> Driver<B> {
         if self.node.next_deadline().is_some_and(|due| due <= self.now) {
             self.inputs.push_back(Input::Tick);
         }
-        if let Life::Leaving { until } = self.life
-            && (self.guests.is_empty() || until <= self.now)
-        {
+        let descend = match self.life {
+            Life::Leaving { until } => self.guests.is_empty() || until <= self.now,
+            Life::Descending { again } => again.is_some_and(|again| again <= self.now),
+            Life::Up | Life::AtRest { .. } => false,
+        };
+        if descend {
             self.guests.abort();
-            self.life = Life::Descending;
+            self.life = Life::Descending { again: None };
             let command = self.desk.own();
             let what = Command::Down;
             self.inputs.push_back(Input::Command { command, what });
@@ -336,7 +360,8 @@ impl<B: Backend> Driver<B> {
         let own = match self.life {
             Life::Leaving { .. } if self.guests.is_empty() => Some(self.now),
             Life::Leaving { until } | Life::AtRest { until } => Some(until),
-            Life::Up | Life::Descending => None,
+            Life::Descending { again } => again,
+            Life::Up => None,
         };
         let due = [self.node.next_deadline(), self.link.next_deadline(), own];
         let next = due.into_iter().flatten().min()?;

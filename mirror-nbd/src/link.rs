@@ -424,7 +424,7 @@ impl Connection {
                 Err(error) => return Parsed::Garbage(error.to_string()),
             };
             let len = header.payload_len as usize;
-            let held = around.payloads.from_link();
+            let held = around.payloads.of_link();
             if held > 0 && held + len > PAYLOAD_BUDGET {
                 return Parsed::Wait;
             }

@@ -3,7 +3,7 @@
 use crate::backing::Store;
 use crate::buffers::Pool;
 use crate::disk::Disk;
-use crate::driver::{Driver, Parts};
+use crate::driver::{Driver, Ending, Parts};
 use crate::link::{Link, Seek};
 use crate::mailbox::{CommandResult, Inbox, Letter, Mailbox, mailbox};
 use crate::nbd::negotiate::Export;
@@ -17,6 +17,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
+use tokio::time::timeout;
 
 /// How long a mirror's thread may take to say how it is.
 const STATUS_PATIENCE: Duration = Duration::from_secs(2);
@@ -63,12 +64,12 @@ impl Mirror {
 
     /// This node's side of it.
     pub fn side(&self) -> &Side {
-        &self.sides().0
+        self.sides().0
     }
 
     /// The peer's side.
     pub fn peer(&self) -> &Side {
-        &self.sides().1
+        self.sides().1
     }
 
     /// Whether its thread runs.
@@ -94,10 +95,10 @@ impl Mirror {
     pub async fn command(&self, what: Command) -> CommandResult {
         let (answer, answered) = oneshot::channel();
         let letter = Letter::Command { what, answer };
-        if self.post(letter) {
-            if let Ok(result) = answered.await {
-                return result;
-            }
+        if self.post(letter)
+            && let Ok(result) = answered.await
+        {
+            return result;
         }
         let name = &self.config.name;
         let mut message = format!("mirror {name} is not up");
@@ -112,10 +113,12 @@ impl Mirror {
     pub async fn status(&self) -> MirrorStatus {
         let (answer, answered) = oneshot::channel();
         if self.post(Letter::Status { answer }) {
-            match tokio::time::timeout(STATUS_PATIENCE, answered).await {
+            match timeout(STATUS_PATIENCE, answered).await {
                 Ok(Ok(status)) => return status,
-                // It ended just now; its last state tells.
-                Ok(Err(_)) => {}
+                // It ends just now; its last state will tell.
+                Ok(Err(_)) => {
+                    let _ = timeout(STATUS_PATIENCE, self.stopped()).await;
+                }
                 Err(_) => {
                     let what = "its thread does not answer".to_owned();
                     return stopped(&self.config.name, what);
@@ -124,7 +127,7 @@ impl Mirror {
         }
         match &*self.state() {
             State::Stopped(status) => (**status).clone(),
-            State::Up(_) => stopped(&self.config.name, "starting".to_owned()),
+            State::Up(_) => stopped(&self.config.name, "its thread does not answer".to_owned()),
         }
     }
 
@@ -209,13 +212,13 @@ impl Mirror {
             export: self.export.clone(),
             ready,
         };
-        let mut status = Driver::new(parts)
+        let ending = Driver::new(parts)
             .run(self.boot)
             .map_err(|errno| Refusal::new(ErrorId::Internal, format!("io_uring broke: {errno}")))?;
-        if status.reasons.is_empty() {
-            status = stopped(name, format!("down; `kagami up {name}` brings it up"));
-        }
-        Ok(status)
+        Ok(match ending {
+            Ending::Down => stopped(name, format!("down; `kagami up {name}` brings it up")),
+            Ending::NeverUp(status) => *status,
+        })
     }
 
     fn open(&self) -> Result<(Store, Ring), Refusal> {

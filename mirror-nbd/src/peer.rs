@@ -42,21 +42,22 @@ pub async fn connect(mirror: Arc<Mirror>, peer: SocketAddr) {
         if !seek.borrow().wanted {
             continue;
         }
-        let began = Instant::now();
         match open(peer).await {
             Ok(fd) => {
+                let began = Instant::now();
                 mirror.post(Letter::Peer { fd });
-                let over = |now: &Seek| !now.linked && (now.round != wanted.round || !now.wanted);
-                // Taken over, then lost; or not wanted any more.
-                let taken = |now: &Seek| now.linked || now.round != wanted.round || !now.wanted;
-                if seek.wait_for(taken).await.is_err() || seek.wait_for(over).await.is_err() {
+                let dropped = |now: &Seek| now.round != wanted.round || !now.wanted;
+                // First it is taken over, or is not wanted any more; then it ends.
+                if seek.wait_for(dropped).await.is_err()
+                    || seek.wait_for(|now| !now.linked).await.is_err()
+                {
                     return;
+                }
+                if began.elapsed() >= GOOD_LIFE {
+                    pause = CONNECT_BACKOFF_MIN;
                 }
             }
             Err(error) => log::debug!("{}: {peer}: {error}", mirror.config.name),
-        }
-        if began.elapsed() >= GOOD_LIFE && !matches!(seek.borrow().linked, true) {
-            pause = CONNECT_BACKOFF_MIN;
         }
         rest_until = Instant::now() + jittered(pause);
         pause = (pause * 3 / 2).min(CONNECT_BACKOFF_MAX);

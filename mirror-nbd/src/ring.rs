@@ -26,7 +26,13 @@ pub struct Ring {
     flights: Vec<Option<Flight>>,
     vacant: Vec<u32>,
     /// Message descriptions not in use.
+    #[expect(
+        clippy::vec_box,
+        reason = "the kernel keeps their addresses while they are in use"
+    )]
     messages: Vec<Box<Message>>,
+    /// What completed while the submission queue was full.
+    early: Vec<Completion>,
     in_flight: usize,
 }
 
@@ -60,6 +66,7 @@ impl Ring {
             flights: Vec::new(),
             vacant: Vec::new(),
             messages: Vec::new(),
+            early: Vec::new(),
             in_flight: 0,
         })
     }
@@ -81,10 +88,12 @@ impl Ring {
             if unsafe { self.ring.submission().push(entry) }.is_ok() {
                 return;
             }
-            // The queue is full: hand it over. What the kernel cannot take now it reports as
-            // EAGAIN or EBUSY and takes after some completions.
-            if let Err(error) = self.ring.submit() {
-                log::trace!("submission deferred: {error}");
+            // The queue is full: hand it over. What the kernel cannot take now (EAGAIN, EBUSY)
+            // it takes after some completions were reaped.
+            if self.ring.submit().is_err() {
+                let mut early = std::mem::take(&mut self.early);
+                self.reap(&mut early);
+                self.early = early;
                 std::thread::yield_now();
             }
         }
@@ -123,6 +132,7 @@ fn best_ring() -> io::Result<IoUring> {
         .setup_cqsize(COMPLETIONS)
         .setup_single_issuer()
         .setup_defer_taskrun()
+        .setup_submit_all()
         .build(ENTRIES);
     if deferred.is_ok() {
         return deferred;
@@ -162,6 +172,12 @@ impl Backend for Ring {
         patience: Option<Duration>,
         completions: &mut Vec<Completion>,
     ) -> Result<(), Errno> {
+        completions.append(&mut self.early);
+        let patience = if completions.is_empty() {
+            patience
+        } else {
+            Some(Duration::ZERO)
+        };
         let timespec = patience.map(Timespec::from);
         let args = match &timespec {
             Some(timespec) => SubmitArgs::new().timespec(timespec),

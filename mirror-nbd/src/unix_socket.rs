@@ -29,6 +29,12 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
     listener
 }
 
+/// Removes the socket of a daemon that ends.
+pub fn remove(path: &Path) {
+    // Whether it is there or not, the next daemon replaces it.
+    let _ = std::fs::remove_file(path);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

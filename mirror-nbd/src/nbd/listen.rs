@@ -20,6 +20,9 @@ use tokio::time::{sleep, timeout};
 /// How long a client may negotiate.
 const NEGOTIATION: Duration = Duration::from_secs(30);
 
+/// When an address that could not be had is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
 enum Listener {
     Unix(UnixListener),
     Tcp(TcpListener),
@@ -30,34 +33,48 @@ enum Stream {
     Tcp(TcpStream),
 }
 
-/// Opens a mirror's NBD address, if it has one, and accepts clients from then on.
-///
-/// # Errors
-///
-/// [`ErrorId::ListenFailed`].
-pub async fn serve(mirror: Arc<Mirror>) -> Result<(), Refusal> {
+/// Opens a mirror's NBD address and accepts clients there. A place that cannot be had now is
+/// tried again, so that one mirror's trouble is not the others'.
+pub async fn serve(mirror: Arc<Mirror>) {
     let Some(address) = &mirror.side().nbd else {
-        return Ok(());
+        return;
     };
-    let listener = match address {
+    let mut told = false;
+    let listener = loop {
+        match open(address).await {
+            Ok(listener) => break listener,
+            Err(error) if !told => {
+                let what = format!("NBD socket {}: {error}", place(address));
+                let refusal = Refusal::new(ErrorId::ListenFailed, what);
+                log::error!("{}: {refusal}; trying again", mirror.config.name);
+                told = true;
+            }
+            Err(_) => {}
+        }
+        sleep(RETRY).await;
+    };
+    accept(listener, Arc::clone(&mirror)).await;
+}
+
+/// Removes the socket of a daemon that ends.
+pub fn remove(mirror: &Mirror) {
+    if let Some(NbdAddress::Unix(path)) = &mirror.side().nbd {
+        unix_socket::remove(path);
+    }
+}
+
+async fn open(address: &NbdAddress) -> io::Result<Listener> {
+    match address {
         NbdAddress::Unix(path) => unix_socket::bind(path).map(Listener::Unix),
         NbdAddress::Tcp(address) => TcpListener::bind(address).await.map(Listener::Tcp),
-    };
-    let listener = listener.map_err(|error| {
-        let place = match address {
-            NbdAddress::Unix(path) => path.display().to_string(),
-            NbdAddress::Tcp(address) => address.to_string(),
-        };
-        Refusal::new(
-            ErrorId::ListenFailed,
-            format!(
-                "NBD socket {place} of mirror {}: {error}",
-                mirror.config.name
-            ),
-        )
-    })?;
-    tokio::spawn(accept(listener, Arc::clone(&mirror)));
-    Ok(())
+    }
+}
+
+fn place(address: &NbdAddress) -> String {
+    match address {
+        NbdAddress::Unix(path) => path.display().to_string(),
+        NbdAddress::Tcp(address) => address.to_string(),
+    }
 }
 
 async fn accept(listener: Listener, mirror: Arc<Mirror>) {

@@ -143,7 +143,7 @@ impl Request {
         if end > size {
             return refuse(past_end);
         }
-        if self.offset % SECTOR != 0 || length % SECTOR != 0 {
+        if !self.offset.is_multiple_of(SECTOR) || !length.is_multiple_of(SECTOR) {
             return refuse(NbdError::Invalid);
         }
         if length == 0 {
