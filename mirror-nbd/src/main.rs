@@ -27,7 +27,12 @@ mod unix_socket;
 use clap::Parser;
 use mirror_core::config::Config;
 use mirror_core::error::{ErrorId, ExitCode, Refusal};
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
+
+/// The largest configuration file, in bytes.
+const MAX_CONFIG: u64 = 1 << 20;
 
 /// The daemon that keeps this node's mirrors.
 #[derive(Parser)]
@@ -80,10 +85,19 @@ fn run(arguments: Arguments) -> Result<(), Refusal> {
 }
 
 fn read_config(path: &Path) -> Result<Config, Refusal> {
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        let message = format!("{}: {error}", path.display());
+    let unreadable = |what: &dyn std::fmt::Display| {
+        let message = format!("{}: {what}", path.display());
         Refusal::new(ErrorId::ConfigUnreadable, message)
-    })?;
+    };
+    let file = File::open(path).map_err(|error| unreadable(&error))?;
+    let mut text = String::new();
+    let mut bounded = file.take(MAX_CONFIG + 1);
+    bounded
+        .read_to_string(&mut text)
+        .map_err(|error| unreadable(&error))?;
+    if text.len() as u64 > MAX_CONFIG {
+        return Err(unreadable(&"too long for a configuration"));
+    }
     Config::parse(&text, path)
 }
 
