@@ -1,1 +1,110 @@
-fn main() {}
+//! `kagami-mirror`: the daemon that keeps mirrors.
+//!
+//! The core ([`mirror_core`]) decides, this crate acts. Each mirror has a thread ([`driver`]) with
+//! its own ring ([`ring`]) for disk, link and NBD clients; the main thread runs what is rare: the
+//! control socket, NBD negotiation and the making of connections.
+
+mod backend;
+mod backing;
+mod buffers;
+mod clock;
+mod control_socket;
+mod credentials;
+mod daemon;
+mod desk;
+mod disk;
+mod driver;
+mod link;
+mod mailbox;
+mod mirror;
+mod nbd;
+mod peer;
+mod ring;
+mod slots;
+mod stream;
+mod unix_socket;
+
+use clap::Parser;
+use mirror_core::config::Config;
+use mirror_core::error::{ErrorId, ExitCode, Refusal};
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// The largest configuration file, in bytes.
+const MAX_CONFIG: u64 = 1 << 20;
+
+/// The daemon that keeps this node's mirrors.
+#[derive(Parser)]
+#[command(name = "kagami-mirror", version)]
+struct Arguments {
+    /// The configuration, the same file on every node.
+    #[arg(
+        long,
+        env = "KAGAMI_CONFIG",
+        value_name = "FILE",
+        default_value = "/etc/kagami/kagami.toml"
+    )]
+    config: PathBuf,
+
+    /// This node's name in the configuration [default: the host name].
+    #[arg(long, env = "KAGAMI_NODE", value_name = "NAME")]
+    node: Option<String>,
+}
+
+fn main() {
+    let arguments = Arguments::parse();
+    let log = env_logger::Env::default().default_filter_or("info");
+    env_logger::Builder::from_env(log)
+        .format_timestamp_millis()
+        .init();
+    let code = match run(arguments) {
+        Ok(()) => ExitCode::Done,
+        Err(refusal) => {
+            log::error!("{refusal}");
+            refusal.id.exit_code()
+        }
+    };
+    // Not a return: a mirror that did not come to rest must not hold the process, and its
+    // memory must stay until the kernel has let go of it.
+    std::process::exit(code as i32);
+}
+
+fn run(arguments: Arguments) -> Result<(), Refusal> {
+    let config = read_config(&arguments.config)?;
+    let node = match arguments.node {
+        Some(node) => node,
+        None => host_name()?,
+    };
+    let daemon = daemon::Daemon::new(&config, &node)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Refusal::new(ErrorId::Internal, error.to_string()))?;
+    runtime.block_on(daemon.run(&config))
+}
+
+fn read_config(path: &Path) -> Result<Config, Refusal> {
+    let unreadable = |what: &dyn std::fmt::Display| {
+        let message = format!("{}: {what}", path.display());
+        Refusal::new(ErrorId::ConfigUnreadable, message)
+    };
+    let file = File::open(path).map_err(|error| unreadable(&error))?;
+    let mut text = String::new();
+    let mut bounded = file.take(MAX_CONFIG + 1);
+    bounded
+        .read_to_string(&mut text)
+        .map_err(|error| unreadable(&error))?;
+    if text.len() as u64 > MAX_CONFIG {
+        return Err(unreadable(&"too long for a configuration"));
+    }
+    Config::parse(&text, path)
+}
+
+fn host_name() -> Result<String, Refusal> {
+    let name = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned());
+    name.map_err(|errno| {
+        let message = format!("the host has no name ({errno}); name the node with --node");
+        Refusal::new(ErrorId::UnknownNode, message)
+    })
+}

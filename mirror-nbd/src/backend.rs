@@ -1,0 +1,176 @@
+//! The seam between a mirror's loop and the operating system.
+//!
+//! The loop knows only this: operations that own what they touch, and completions that give it
+//! back. io_uring ([`crate::ring`]) is one way to carry them out; a plain backend (epoll and a
+//! thread pool) can be another without a change to the loop.
+
+use crate::buffers::{Buffer, Fresh};
+use crate::stream::{Incoming, Outgoing};
+use nix::errno::Errno;
+use nix::fcntl::Flock;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Carries out operations for one thread.
+pub trait Backend {
+    /// Starts an operation, at the latest with the next [`Backend::wait`].
+    fn submit(&mut self, token: Token, operation: Operation);
+
+    /// Waits until at least one operation ended or `patience` is over, and appends what ended.
+    ///
+    /// # Errors
+    ///
+    /// The backend itself is broken; nothing will complete any more.
+    fn wait(
+        &mut self,
+        patience: Option<Duration>,
+        completions: &mut Vec<Completion>,
+    ) -> Result<(), Errno>;
+
+    /// Operations that have not ended.
+    fn in_flight(&self) -> usize;
+}
+
+/// Whose operation it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Token {
+    /// The mailbox's.
+    Mailbox,
+    /// That of a slot of [`crate::disk::Disk`].
+    Disk(u32),
+    /// Receiving on a slot of [`crate::nbd::server::Guests`].
+    GuestReceive(u32),
+    /// Sending on one.
+    GuestSend(u32),
+    /// Receiving on a slot of [`crate::link::Link`].
+    LinkReceive(u32),
+    /// Sending on one.
+    LinkSend(u32),
+}
+
+/// An operation and all it touches.
+#[derive(Debug)]
+pub enum Operation {
+    /// Fill `buffer[from..to]` from `offset` on. May end early.
+    Read {
+        /// Where to read.
+        file: Descriptor,
+        /// Byte offset of `from` in it.
+        offset: u64,
+        /// What to fill.
+        buffer: Fresh,
+        /// First byte.
+        from: u32,
+        /// One past the last.
+        to: u32,
+    },
+    /// Write `buffer[from..to]` at `offset`. May end early.
+    Write {
+        /// Where to write.
+        file: Descriptor,
+        /// Byte offset of `from` in it.
+        offset: u64,
+        /// What to write.
+        buffer: Buffer,
+        /// First byte.
+        from: u32,
+        /// One past the last.
+        to: u32,
+        /// Complete only when on stable storage.
+        durable: bool,
+    },
+    /// Make all completed writes durable (data, and what is needed to find it).
+    Sync {
+        /// Of what.
+        file: Descriptor,
+    },
+    /// Change the allocation of a range so that it reads as zeroes.
+    Zero {
+        /// Of what.
+        file: Descriptor,
+        /// First byte.
+        offset: u64,
+        /// How many.
+        len: u64,
+        /// How.
+        how: Zeroing,
+    },
+    /// Receive into the free parts. May end early.
+    Receive {
+        /// From where.
+        socket: Descriptor,
+        /// Into what.
+        into: Box<Incoming>,
+    },
+    /// Send what is left. May end early.
+    Send {
+        /// Where to.
+        socket: Descriptor,
+        /// What.
+        what: Box<Outgoing>,
+    },
+    /// Wait until there is something to read.
+    Readable {
+        /// From what.
+        file: Descriptor,
+    },
+}
+
+/// How a range is made to read as zeroes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Zeroing {
+    /// Give the space back.
+    PunchHole,
+    /// Keep the space.
+    ZeroRange,
+}
+
+/// The end of an operation.
+#[derive(Debug)]
+pub struct Completion {
+    /// Whose it was.
+    pub token: Token,
+    /// The operation itself, with everything it owned.
+    pub operation: Operation,
+    /// Bytes moved, or why not.
+    pub result: Result<u32, Errno>,
+}
+
+/// An open file or socket, kept open by every operation on it.
+#[derive(Clone, Debug)]
+pub struct Descriptor(Rc<Held>);
+
+#[derive(Debug)]
+enum Held {
+    Plain(OwnedFd),
+    Locked(Flock<File>),
+}
+
+impl Descriptor {
+    /// Holds a store open together with its lock.
+    pub fn locked(file: Flock<File>) -> Descriptor {
+        Descriptor(Rc::new(Held::Locked(file)))
+    }
+
+    /// The number to tell the kernel.
+    pub fn raw(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
+    }
+}
+
+impl From<OwnedFd> for Descriptor {
+    fn from(fd: OwnedFd) -> Descriptor {
+        Descriptor(Rc::new(Held::Plain(fd)))
+    }
+}
+
+impl AsFd for Descriptor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &*self.0 {
+            Held::Plain(fd) => fd.as_fd(),
+            Held::Locked(file) => file.as_fd(),
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! The control socket: what the CLI and the agent ask of this daemon.
+
+use crate::credentials;
+use crate::daemon::Daemon;
+use mirror_core::control::{self, CommandOutcome, NodeStatus, PROTOCOL, Request, Response};
+use mirror_core::error::{ErrorId, Refusal};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+
+/// Clients at once.
+const CLIENTS: usize = 64;
+
+/// How long the rest of a message may take once it began, and an answer to be taken.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a client may be silent between requests.
+const IDLE: Duration = Duration::from_secs(600);
+
+/// The longest request; the names in it are short.
+const MAX_REQUEST: usize = 64 << 10;
+
+/// Answers clients until the daemon ends.
+pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>) {
+    let places = Arc::new(Semaphore::new(CLIENTS));
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                log::warn!("control socket: {error}");
+                sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
+        let daemon = Arc::clone(&daemon);
+        tokio::spawn(async move {
+            if let Err(error) = converse(stream, &daemon).await {
+                log::debug!("control socket: {error}");
+            }
+            drop(place);
+        });
+    }
+}
+
+async fn converse(mut stream: UnixStream, daemon: &Daemon) -> io::Result<()> {
+    if !credentials::may_control(&stream, daemon.control_socket())? {
+        let message = "only root, the daemon's user and the socket's group may control it";
+        let refusal = Refusal::new(ErrorId::DaemonDenied, message);
+        return answer(&mut stream, &Response::Refused(refusal)).await;
+    }
+    let mut greeted = false;
+    while let Some(request) = receive(&mut stream).await? {
+        let response = match request {
+            Request::Hello { protocol } if protocol == PROTOCOL => {
+                greeted = true;
+                Response::Welcome {
+                    node: daemon.node().to_owned(),
+                    version: env!("CARGO_PKG_VERSION").to_owned(),
+                    pid: std::process::id(),
+                }
+            }
+            Request::Hello { protocol } => protocol_refusal(&format!(
+                "the client speaks version {protocol}, the daemon {PROTOCOL}"
+            )),
+            _ if !greeted => protocol_refusal("the client did not say which version it speaks"),
+            request => handle(request, daemon).await,
+        };
+        answer(&mut stream, &response).await?;
+    }
+    Ok(())
+}
+
+fn protocol_refusal(message: &str) -> Response {
+    Response::Refused(Refusal::new(ErrorId::DaemonProtocol, message))
+}
+
+async fn handle(request: Request, daemon: &Daemon) -> Response {
+    let outcome = match request {
+        Request::Hello { .. } => Ok(Response::Done(CommandOutcome::default())),
+        Request::Status { mirror } => status(mirror.as_deref(), daemon).await,
+        Request::Mirror { mirror, command } => match daemon.mirror(&mirror) {
+            Ok(mirror) => mirror.command(command).await.map(Response::Done),
+            Err(refusal) => Err(refusal),
+        },
+        Request::Up { mirror } => up(mirror.as_deref(), daemon).await,
+    };
+    outcome.unwrap_or_else(Response::Refused)
+}
+
+async fn status(mirror: Option<&str>, daemon: &Daemon) -> Result<Response, Refusal> {
+    let mut mirrors = Vec::new();
+    for mirror in daemon.chosen(mirror)? {
+        mirrors.push(mirror.status().await);
+    }
+    Ok(Response::Status(NodeStatus {
+        schema: 1,
+        node: daemon.node().to_owned(),
+        mirrors,
+    }))
+}
+
+async fn up(mirror: Option<&str>, daemon: &Daemon) -> Result<Response, Refusal> {
+    let all = mirror.is_none();
+    let mut failed = None;
+    for mirror in daemon.chosen(mirror)? {
+        if all && mirror.is_up() {
+            continue;
+        }
+        if let Err(refusal) = mirror.up().await {
+            failed.get_or_insert(refusal);
+        }
+    }
+    match failed {
+        Some(refusal) => Err(refusal),
+        None => Ok(Response::Done(CommandOutcome::default())),
+    }
+}
+
+/// The next request, or `None` when the client is done.
+async fn receive(stream: &mut UnixStream) -> io::Result<Option<Request>> {
+    let mut prefix = [0; 4];
+    match timeout(IDLE, stream.read(&mut prefix[..1])).await {
+        Ok(Ok(0)) | Err(_) => return Ok(None),
+        Ok(result) => result?,
+    };
+    let body = async {
+        stream.read_exact(&mut prefix[1..]).await?;
+        let len = control::decode_length(prefix).map_err(invalid)?;
+        if len > MAX_REQUEST {
+            return Err(invalid("request too long"));
+        }
+        let mut body = vec![0; len];
+        stream.read_exact(&mut body).await?;
+        Ok(body)
+    };
+    let body = timeout(PATIENCE, body).await??;
+    control::decode(&body).map(Some).map_err(invalid)
+}
+
+async fn answer(stream: &mut UnixStream, response: &Response) -> io::Result<()> {
+    let bytes = control::encode(response).map_err(invalid)?;
+    timeout(PATIENCE, stream.write_all(&bytes)).await?
+}
+
+fn invalid(error: impl ToString) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error.to_string())
+}

@@ -1,0 +1,425 @@
+//! The io_uring backend: one ring per mirror thread, one system call per turn of its loop.
+//!
+//! Every operation in flight sits in a table together with all that the kernel may touch; it
+//! leaves the table only when its completion arrives. A ring that is dropped first cancels what
+//! is in flight and waits for it, and leaks what even then does not end.
+
+use crate::backend::{Backend, Completion, Operation, Token, Zeroing};
+use io_uring::types::{CancelBuilder, Fd, FsyncFlags, SubmitArgs, Timespec};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+use nix::errno::Errno;
+use std::io;
+use std::time::Duration;
+
+const ENTRIES: u32 = 1024;
+const COMPLETIONS: u32 = 8192;
+
+/// Pieces of one sending; the kernel takes no more at once.
+const PIECES: usize = 1024;
+
+/// How long a dropped ring waits for what it cancelled.
+const LAST_WAIT: Duration = Duration::from_secs(2);
+
+/// An io_uring instance and everything in flight on it.
+pub struct Ring {
+    ring: IoUring,
+    flights: Vec<Option<Flight>>,
+    vacant: Vec<u32>,
+    /// Message descriptions not in use.
+    #[expect(
+        clippy::vec_box,
+        reason = "the kernel keeps their addresses while they are in use"
+    )]
+    messages: Vec<Box<Message>>,
+    /// What completed while the submission queue was full.
+    early: Vec<Completion>,
+    in_flight: usize,
+}
+
+struct Flight {
+    token: Token,
+    operation: Operation,
+    message: Option<Box<Message>>,
+}
+
+/// What `sendmsg` and `recvmsg` are told: the kernel reads it after submission, so it is boxed
+/// and lives in the table.
+struct Message {
+    header: libc::msghdr,
+    pieces: Vec<libc::iovec>,
+}
+
+impl Ring {
+    /// A ring for the calling thread.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel said; `ENOSYS`, `EPERM` and `EACCES` mean that this host has no io_uring
+    /// for us.
+    pub fn new() -> io::Result<Ring> {
+        let ring = best_ring()?;
+        if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
+            return Err(Errno::ENOSYS.into());
+        }
+        Ok(Ring {
+            ring,
+            flights: Vec::new(),
+            vacant: Vec::new(),
+            messages: Vec::new(),
+            early: Vec::new(),
+            in_flight: 0,
+        })
+    }
+
+    fn message(&mut self) -> Box<Message> {
+        self.messages.pop().unwrap_or_else(|| {
+            Box::new(Message {
+                // SAFETY: a msghdr is plain data for which all zeroes is a valid value.
+                header: unsafe { std::mem::zeroed() },
+                pieces: Vec::new(),
+            })
+        })
+    }
+
+    fn push(&mut self, entry: &squeue::Entry) {
+        loop {
+            // SAFETY: all that the entry points to is owned by the flight whose index is its
+            // user data, and stays there, unmoved on the heap, until the completion.
+            if unsafe { self.ring.submission().push(entry) }.is_ok() {
+                return;
+            }
+            // The queue is full: hand it over. What the kernel cannot take now (EAGAIN, EBUSY)
+            // it takes after some completions were reaped.
+            if self.ring.submit().is_err() {
+                let mut early = std::mem::take(&mut self.early);
+                self.reap(&mut early);
+                self.early = early;
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    fn reap(&mut self, completions: &mut Vec<Completion>) {
+        // SAFETY: `&mut self` makes this the only completion queue in use, and nothing called
+        // while it lives reaches another.
+        let queue = unsafe { self.ring.completion_shared() };
+        for entry in queue {
+            let index = entry.user_data() as usize;
+            let Some(flight) = self.flights.get_mut(index).and_then(Option::take) else {
+                continue;
+            };
+            self.vacant.push(index as u32);
+            self.in_flight -= 1;
+            if let Some(message) = flight.message {
+                self.messages.push(message);
+            }
+            completions.push(Completion {
+                token: flight.token,
+                operation: flight.operation,
+                result: outcome(&entry),
+            });
+        }
+    }
+}
+
+fn outcome(entry: &cqueue::Entry) -> Result<u32, Errno> {
+    u32::try_from(entry.result()).map_err(|_| Errno::from_raw(-entry.result()))
+}
+
+/// The kernel's fastest mode first: completions run only when this thread asks for them.
+fn best_ring() -> io::Result<IoUring> {
+    let deferred = IoUring::builder()
+        .setup_cqsize(COMPLETIONS)
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_submit_all()
+        .build(ENTRIES);
+    if deferred.is_ok() {
+        return deferred;
+    }
+    let cooperative = IoUring::builder()
+        .setup_cqsize(COMPLETIONS)
+        .setup_coop_taskrun()
+        .build(ENTRIES);
+    if cooperative.is_ok() {
+        return cooperative;
+    }
+    IoUring::builder().setup_cqsize(COMPLETIONS).build(ENTRIES)
+}
+
+impl Backend for Ring {
+    fn submit(&mut self, token: Token, operation: Operation) {
+        let index = self.vacant.pop().unwrap_or_else(|| {
+            self.flights.push(None);
+            (self.flights.len() - 1) as u32
+        });
+        let message = match operation {
+            Operation::Send { .. } | Operation::Receive { .. } => Some(self.message()),
+            _ => None,
+        };
+        let flight = self.flights[index as usize].insert(Flight {
+            token,
+            operation,
+            message,
+        });
+        let entry = entry(flight).user_data(u64::from(index));
+        self.in_flight += 1;
+        self.push(&entry);
+    }
+
+    fn wait(
+        &mut self,
+        patience: Option<Duration>,
+        completions: &mut Vec<Completion>,
+    ) -> Result<(), Errno> {
+        completions.append(&mut self.early);
+        let patience = if completions.is_empty() {
+            patience
+        } else {
+            Some(Duration::ZERO)
+        };
+        let timespec = patience.map(Timespec::from);
+        let args = match &timespec {
+            Some(timespec) => SubmitArgs::new().timespec(timespec),
+            None => SubmitArgs::new(),
+        };
+        let result = self.ring.submitter().submit_with_args(1, &args);
+        self.reap(completions);
+        match result.map_err(|error| Errno::try_from(error).unwrap_or(Errno::EIO)) {
+            Ok(_) | Err(Errno::ETIME | Errno::EINTR | Errno::EAGAIN | Errno::EBUSY) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+}
+
+fn entry(flight: &mut Flight) -> squeue::Entry {
+    match &mut flight.operation {
+        Operation::Read {
+            file,
+            offset,
+            buffer,
+            from,
+            to,
+        } => {
+            let slice = &mut buffer.bytes_mut()[*from as usize..*to as usize];
+            opcode::Read::new(Fd(file.raw()), slice.as_mut_ptr(), slice.len() as u32)
+                .offset(*offset)
+                .build()
+        }
+        Operation::Write {
+            file,
+            offset,
+            buffer,
+            from,
+            to,
+            durable,
+        } => {
+            let slice = &buffer.bytes()[*from as usize..*to as usize];
+            opcode::Write::new(Fd(file.raw()), slice.as_ptr(), slice.len() as u32)
+                .offset(*offset)
+                .rw_flags(if *durable { libc::RWF_DSYNC } else { 0 })
+                .build()
+        }
+        Operation::Sync { file } => opcode::Fsync::new(Fd(file.raw()))
+            .flags(FsyncFlags::DATASYNC)
+            .build(),
+        Operation::Zero {
+            file,
+            offset,
+            len,
+            how,
+        } => {
+            let mode = match how {
+                Zeroing::PunchHole => libc::FALLOC_FL_PUNCH_HOLE,
+                Zeroing::ZeroRange => libc::FALLOC_FL_ZERO_RANGE,
+            };
+            opcode::Fallocate::new(Fd(file.raw()), *len)
+                .offset(*offset)
+                .mode(mode | libc::FALLOC_FL_KEEP_SIZE)
+                .build()
+        }
+        Operation::Receive { socket, into } => {
+            let all = into.wants_all();
+            let pieces = into.slices().into_iter().map(|slice| libc::iovec {
+                iov_base: slice.as_mut_ptr().cast(),
+                iov_len: slice.len(),
+            });
+            let header = describe(
+                &mut flight.message,
+                pieces.filter(|piece| piece.iov_len > 0),
+            );
+            opcode::RecvMsg::new(Fd(socket.raw()), header)
+                .flags(if all { libc::MSG_WAITALL as u32 } else { 0 })
+                .build()
+        }
+        Operation::Send { socket, what } => {
+            let pieces = what.slices().map(|slice| libc::iovec {
+                iov_base: slice.as_ptr().cast_mut().cast(),
+                iov_len: slice.len(),
+            });
+            let header = describe(&mut flight.message, pieces);
+            opcode::SendMsg::new(Fd(socket.raw()), header)
+                .flags((libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32)
+                .build()
+        }
+        Operation::Readable { file } => {
+            opcode::PollAdd::new(Fd(file.raw()), libc::POLLIN as u32).build()
+        }
+    }
+}
+
+fn describe(
+    message: &mut Option<Box<Message>>,
+    pieces: impl Iterator<Item = libc::iovec>,
+) -> *mut libc::msghdr {
+    let message = message.as_mut().expect("set by submit");
+    message.pieces.clear();
+    message.pieces.extend(pieces.take(PIECES));
+    message.header.msg_iov = message.pieces.as_mut_ptr();
+    message.header.msg_iovlen = message.pieces.len() as _;
+    &raw mut message.header
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        let mut ended = Vec::new();
+        let deadline = std::time::Instant::now() + LAST_WAIT;
+        // Hands over what is queued, so that it can be cancelled.
+        let _ = self.wait(Some(Duration::ZERO), &mut ended);
+        while self.in_flight > 0 && std::time::Instant::now() < deadline {
+            let patience = Timespec::from(Duration::from_millis(10));
+            let all = CancelBuilder::any().all();
+            // Kernels before 6.0 know no such call; there only time helps.
+            let _ = self
+                .ring
+                .submitter()
+                .register_sync_cancel(Some(patience), all);
+            if self
+                .wait(Some(Duration::from_millis(50)), &mut ended)
+                .is_err()
+            {
+                break;
+            }
+            ended.clear();
+        }
+        if self.in_flight > 0 {
+            log::error!(
+                "{} operations never ended; their memory is given up",
+                self.in_flight
+            );
+            // The kernel may still write to it.
+            std::mem::forget(std::mem::take(&mut self.flights));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Descriptor;
+    use crate::buffers::{Fresh, Pool};
+    use crate::stream::{Incoming, Outgoing};
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
+    fn one(ring: &mut Ring, token: Token, operation: Operation) -> Completion {
+        let mut completions = Vec::new();
+        ring.submit(token, operation);
+        while completions.is_empty() {
+            ring.wait(Some(Duration::from_secs(5)), &mut completions)
+                .expect("the ring works");
+        }
+        assert_eq!(completions[0].token, token);
+        completions.remove(0)
+    }
+
+    fn filled(pool: &Pool, len: usize, byte: u8) -> Fresh {
+        let mut fresh = pool.fresh(len);
+        fresh.bytes_mut()[..len].fill(byte);
+        fresh
+    }
+
+    #[test]
+    fn writes_reads_zeroes_and_syncs_a_file() {
+        let file = Descriptor::from(OwnedFd::from(tempfile::tempfile().expect("a file")));
+        let mut ring = Ring::new().expect("a ring");
+        let pool = Pool::new();
+        for durable in [false, true] {
+            let write = Operation::Write {
+                file: file.clone(),
+                offset: 4096,
+                buffer: filled(&pool, 4096, 9).freeze(),
+                from: 0,
+                to: 4096,
+                durable,
+            };
+            assert_eq!(one(&mut ring, Token::Disk(1), write).result, Ok(4096));
+        }
+        let sync = Operation::Sync { file: file.clone() };
+        assert_eq!(one(&mut ring, Token::Disk(2), sync).result, Ok(0));
+        let zero = Operation::Zero {
+            file: file.clone(),
+            offset: 4096,
+            len: 512,
+            how: Zeroing::PunchHole,
+        };
+        assert_eq!(one(&mut ring, Token::Disk(3), zero).result, Ok(0));
+        let read = Operation::Read {
+            file,
+            offset: 4096,
+            buffer: pool.fresh(4096),
+            from: 0,
+            to: 4096,
+        };
+        let done = one(&mut ring, Token::Disk(4), read);
+        assert_eq!(done.result, Ok(4096));
+        let Operation::Read { buffer, .. } = done.operation else {
+            panic!("another operation came back");
+        };
+        assert!(buffer.bytes()[..512].iter().all(|byte| *byte == 0));
+        assert!(buffer.bytes()[512..].iter().all(|byte| *byte == 9));
+    }
+
+    #[test]
+    fn gathers_and_scatters_over_a_socket() {
+        let (left, right) = UnixStream::pair().expect("a pair");
+        let mut ring = Ring::new().expect("a ring");
+        let pool = Pool::new();
+        let mut what = Box::<Outgoing>::default();
+        what.push_bytes(b"head");
+        what.push_payload(filled(&pool, 4096, 5).freeze(), 4096);
+        let socket = Descriptor::from(OwnedFd::from(left));
+        let send = Operation::Send { socket, what };
+        assert_eq!(one(&mut ring, Token::LinkSend(0), send).result, Ok(4100));
+        let socket = Descriptor::from(OwnedFd::from(right));
+        let into = Incoming::new();
+        let receive = Operation::Receive { socket, into };
+        let done = one(&mut ring, Token::LinkReceive(0), receive);
+        assert_eq!(done.result, Ok(4100));
+        let Operation::Receive { mut into, .. } = done.operation else {
+            panic!("another operation came back");
+        };
+        into.received(4100);
+        assert_eq!(into.peek::<4>(), Some(*b"head"));
+    }
+
+    #[test]
+    fn dropping_ends_what_is_in_flight() {
+        let (left, _right) = UnixStream::pair().expect("a pair");
+        let mut ring = Ring::new().expect("a ring");
+        ring.submit(
+            Token::LinkReceive(0),
+            Operation::Receive {
+                socket: Descriptor::from(OwnedFd::from(left)),
+                into: Incoming::new(),
+            },
+        );
+        let start = std::time::Instant::now();
+        drop(ring);
+        assert!(start.elapsed() < LAST_WAIT);
+    }
+}
