@@ -12,6 +12,7 @@ mod checker;
 mod client;
 mod cluster;
 mod disk;
+mod driver;
 mod faults;
 mod host;
 mod invariants;
