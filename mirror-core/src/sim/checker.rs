@@ -8,7 +8,7 @@
 //! everything loses power, superseded values come back, but for those that were superseded before
 //! the last completed flush was asked for, or by a FUA write.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 const NEVER: u64 = u64::MAX;
 const PAGE: u64 = 64;
@@ -44,7 +44,7 @@ pub(super) enum Durability {
 /// The oracle's memory.
 pub(super) struct Checker {
     initial: Box<dyn Fn(u64) -> u64>,
-    pages: BTreeMap<u64, Vec<Sector>>,
+    pages: Vec<Option<Vec<Sector>>>,
     clock: Moment,
     floor: Moment,
     reads: BTreeSet<Moment>,
@@ -67,10 +67,10 @@ pub(super) fn describe(stamp: u64) -> String {
 }
 
 impl Checker {
-    pub fn new(initial: Box<dyn Fn(u64) -> u64>) -> Checker {
+    pub fn new(sectors: u64, initial: Box<dyn Fn(u64) -> u64>) -> Checker {
         Checker {
             initial,
-            pages: BTreeMap::new(),
+            pages: vec![None; sectors.div_ceil(PAGE) as usize],
             clock: 1,
             floor: 0,
             reads: BTreeSet::new(),
@@ -216,7 +216,8 @@ impl Checker {
         let floor = self.floor;
         for version in self
             .pages
-            .values_mut()
+            .iter_mut()
+            .flatten()
             .flatten()
             .flat_map(|s| &mut s.versions)
         {
@@ -230,9 +231,9 @@ impl Checker {
     /// An operator overrode a rule: the history ends, and goes on with this image.
     pub fn adopt(&mut self, image: impl Fn(u64) -> u64) {
         let now = self.tick();
-        for (page, sectors) in &mut self.pages {
-            for (index, sector) in sectors.iter_mut().enumerate() {
-                let value = image(page * PAGE + index as u64);
+        for (page, sectors) in self.pages.iter_mut().enumerate() {
+            for (index, sector) in sectors.iter_mut().flatten().enumerate() {
+                let value = image(page as u64 * PAGE + index as u64);
                 sector.believe(value, now);
             }
         }
@@ -242,14 +243,12 @@ impl Checker {
 
     /// Every sector that was ever asked about, in order.
     pub fn touched(&self) -> Vec<u64> {
-        let pages = self.pages.iter();
+        let pages = self.pages.iter().enumerate();
         pages
             .flat_map(|(page, sectors)| {
-                let used = sectors
-                    .iter()
-                    .enumerate()
-                    .filter(|(_, s)| s.versions.iter().any(|v| v.asked > 0));
-                used.map(move |(index, _)| page * PAGE + index as u64)
+                let sectors = sectors.iter().flatten().enumerate();
+                let used = sectors.filter(|(_, s)| s.versions.iter().any(|v| v.asked > 0));
+                used.map(move |(index, _)| page as u64 * PAGE + index as u64)
             })
             .collect()
     }
@@ -270,7 +269,7 @@ impl Checker {
     fn sector(&mut self, number: u64) -> &mut Sector {
         let page = number / PAGE;
         let initial = &self.initial;
-        let sectors = self.pages.entry(page).or_insert_with(|| {
+        let sectors = self.pages[page as usize].get_or_insert_with(|| {
             (0..PAGE)
                 .map(|index| Sector {
                     versions: vec![Version {

@@ -10,6 +10,7 @@ use super::network::{Later, Network, NetworkEvent};
 use super::operator::Operator;
 use super::options::Options;
 use super::trace::Trace;
+use crate::limits::SECTOR;
 use crate::node::boundary::{Actions, OpId};
 use crate::types::Time;
 use std::cmp::Reverse;
@@ -102,6 +103,7 @@ impl Cluster {
         let network = Network::new(options.initiator, max_delay, rng.fork());
         let client = Client::new(&options, rng.fork());
         let blank: Blank = options.blank(options.first_primary);
+        let sectors = options.layout().data_size / SECTOR;
         Cluster {
             now: Time(1_000_000),
             phase: Phase::Setup,
@@ -109,7 +111,7 @@ impl Cluster {
             network,
             client,
             operator: Operator::new(rng.fork()),
-            checker: Checker::new(Box::new(move |sector| blank.sector(sector))),
+            checker: Checker::new(sectors, Box::new(move |sector| blank.sector(sector))),
             custody: Custody::default(),
             trace,
             stats: Stats::default(),

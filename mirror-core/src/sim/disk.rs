@@ -109,6 +109,7 @@ pub(super) struct Disk {
     in_flight: BTreeMap<u64, InFlight>,
     cached: Vec<Landed>,
     landings: u32,
+    changes: u64,
     completions: u64,
     rng: fastrand::Rng,
 }
@@ -123,6 +124,7 @@ impl Disk {
             in_flight: BTreeMap::new(),
             cached: Vec::new(),
             landings: 0,
+            changes: 0,
             completions: 0,
             rng,
         }
@@ -221,27 +223,36 @@ impl Disk {
         found
     }
 
-    /// Bytes of the metadata as they are on stable storage.
+    /// Bytes of the metadata as they are on stable storage; whole blocks.
     pub fn read_metadata(&self, offset: u64, len: usize) -> Vec<u8> {
-        let mut bytes = vec![0; len];
-        for (index, piece) in bytes.chunks_mut(SECTOR as usize).enumerate() {
-            let sector = offset / SECTOR + index as u64;
-            match self.metadata.get(&sector) {
-                Some(content) => piece.copy_from_slice(content),
-                // Never written: leftovers of whatever used the disk before.
-                None if self.blank != Blank::Zeroes => piece.fill(0xa7),
-                None => {}
+        // Never written: leftovers of whatever used the disk before.
+        let leftover = if self.blank == Blank::Zeroes { 0 } else { 0xa7 };
+        let mut bytes = vec![leftover; len];
+        for (index, piece) in bytes.chunks_mut(BLOCK as usize).enumerate() {
+            if let Some(content) = self.metadata.get(&(offset / BLOCK + index as u64)) {
+                piece.copy_from_slice(&content[..piece.len()]);
             }
         }
         bytes
     }
 
-    /// Puts metadata bytes on stable storage.
+    /// Puts metadata bytes on stable storage; within one block, or whole blocks.
     pub fn write_metadata(&mut self, offset: u64, bytes: &[u8]) {
-        for (index, piece) in bytes.chunks(SECTOR as usize).enumerate() {
-            let sector = offset / SECTOR + index as u64;
-            self.metadata.insert(sector, piece.to_vec());
+        self.changes += 1;
+        let leftover = if self.blank == Blank::Zeroes { 0 } else { 0xa7 };
+        let inside = (offset % BLOCK) as usize;
+        for (index, piece) in bytes.chunks(BLOCK as usize).enumerate() {
+            let block = self
+                .metadata
+                .entry(offset / BLOCK + index as u64)
+                .or_insert_with(|| vec![leftover; BLOCK as usize]);
+            block[inside..inside + piece.len()].copy_from_slice(piece);
         }
+    }
+
+    /// Grows whenever data or metadata may have changed.
+    pub fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// The power fails: the volatile cache is gone, but for what happened to reach the medium.
@@ -278,6 +289,7 @@ impl Disk {
                 }
             }
         }
+        self.changes += 1;
         for leaf in self.leaves.iter_mut().flatten() {
             leaf.cache = leaf.durable;
         }
@@ -346,6 +358,7 @@ impl Disk {
 
     fn land(&mut self, op: u64, start: u64, data: Fill) {
         self.landings += 1;
+        self.changes += 1;
         for index in 0..data.len() {
             let stamp = data.at(index);
             let sector = start + index;

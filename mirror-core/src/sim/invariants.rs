@@ -18,6 +18,10 @@ pub(super) struct Custody {
     /// Lost power since it became a holder, so that its copy may lack what was not flushed.
     pub lost: [bool; 2],
     watches: u64,
+    /// The disks' change counters when their images were last found identical.
+    identical_at: [u64; 2],
+    /// … and when their differences were last found covered.
+    covered_at: [u64; 2],
 }
 
 impl Custody {
@@ -150,6 +154,11 @@ impl Cluster {
 
     /// R6: blocks that differ are covered by the durable marks of either side.
     pub fn check_covered(&mut self) {
+        let changes = self.changes();
+        if changes == self.custody.covered_at {
+            return;
+        }
+        self.custody.covered_at = changes;
         let differing = self.hosts[0].disk.differing_blocks(&self.hosts[1].disk);
         if differing.is_empty() {
             return;
@@ -177,6 +186,10 @@ impl Cluster {
         }
     }
 
+    fn changes(&self) -> [u64; 2] {
+        [self.hosts[0].disk.changes(), self.hosts[1].disk.changes()]
+    }
+
     /// Nothing is under way anywhere.
     pub fn quiet(&self) -> bool {
         let idle = |h: usize| {
@@ -201,9 +214,11 @@ impl Cluster {
     }
 
     fn check_identical(&mut self) {
-        if !self.in_sync() {
+        let changes = self.changes();
+        if changes == self.custody.identical_at || !self.in_sync() {
             return;
         }
+        self.custody.identical_at = changes;
         let differing = self.hosts[0].disk.differing_blocks(&self.hosts[1].disk);
         if let Some(block) = differing.first() {
             self.fail(format!(

@@ -145,6 +145,7 @@ impl Cluster {
     fn begin_storm(&mut self) {
         self.phase = Phase::Storm;
         self.operator.storm_ends = self.now.after(self.options.storm);
+        self.operator.next_whim = self.now.after(self.options.operator_gap);
         self.next_fault();
         self.start_client();
     }

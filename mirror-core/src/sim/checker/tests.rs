@@ -1,7 +1,7 @@
 use super::*;
 
 fn checker() -> Checker {
-    Checker::new(Box::new(|_| 0))
+    Checker::new(64, Box::new(|_| 0))
 }
 
 fn write(checker: &mut Checker, number: u64, durability: Durability) {
