@@ -68,9 +68,13 @@ impl Cluster {
 
     /// Learns from the serving node who holds everything.
     pub fn sample_custody(&mut self) {
-        let Some(h) = (0..2).find(|h| self.serving(*h)) else {
-            return;
-        };
+        if let Some(h) = (0..2).find(|h| self.serving(*h)) {
+            self.sample_custody_of(h);
+        }
+    }
+
+    /// Learns it from the node that serves or did until now.
+    pub fn sample_custody_of(&mut self, h: usize) {
         if self.client.blind {
             return;
         }

@@ -217,6 +217,11 @@ impl Network {
         }
     }
 
+    /// Whether no fault is on the link.
+    pub fn sound(&self) -> bool {
+        self.cuts == 0 && self.stalled == [false; 2]
+    }
+
     /// Frames and ends of connections under way.
     pub fn under_way(&self) -> usize {
         self.connections
@@ -401,7 +406,7 @@ impl Network {
     }
 
     fn live(&self) -> Vec<usize> {
-        let first = self.connections.len().saturating_sub(16);
+        let first = self.connections.len().saturating_sub(64);
         (first..self.connections.len())
             .filter(|index| self.connections[*index].ends != [End::Gone; 2])
             .collect()

@@ -178,7 +178,10 @@ impl Cluster {
                 self.operator.heir = Some(heir);
                 self.command(s, Command::Secondary);
             }
-            (3, Some(s)) => self.command(1 - s, Command::Primary(PrimaryMode::Ordinary)),
+            // The node must refuse: it knows that its peer is Primary.
+            (3, Some(s)) if self.knows_primary(1 - s) => {
+                self.command(1 - s, Command::Primary(PrimaryMode::Ordinary));
+            }
             (4, _) => self.command(h, Command::Disconnect),
             (5, Some(s)) if self.connected(s) => self.command(1 - s, Command::Invalidate),
             (6, _) => self.command(h, Command::PauseResync),
@@ -191,7 +194,7 @@ impl Cluster {
                 },
             ),
             // Both are asked at once: at most one may win.
-            (10, None) if self.connected(h) && !self.operator.promoting() => {
+            (10, None) if self.both_connected() && !self.operator.promoting() => {
                 self.command(h, Command::Primary(PrimaryMode::Ordinary));
                 self.command(1 - h, Command::Primary(PrimaryMode::Ordinary));
             }
@@ -209,6 +212,15 @@ impl Cluster {
     fn connected(&self, h: usize) -> bool {
         self.status(h)
             .is_some_and(|s| s.link == LinkState::Connected)
+    }
+
+    fn both_connected(&self) -> bool {
+        self.connected(0) && self.connected(1) && self.network.sound()
+    }
+
+    fn knows_primary(&self, h: usize) -> bool {
+        self.status(h)
+            .is_some_and(|s| s.link == LinkState::Connected && s.peer_role == Role::Primary)
     }
 
     /// What a caring operator does now and then: connect what stands alone, promote somebody.

@@ -98,7 +98,8 @@ impl Options {
             fua_percent: pick(&mut rng, &[0, 5, 30]) as u32,
             flush_percent: pick(&mut rng, &[1, 5, 15]) as u32,
             storm,
-            fault_gap: Duration::from_millis(pick(&mut rng, &[300, 1000, 3000, 8000])),
+            fault_gap: Duration::from_millis(pick(&mut rng, &[300, 1000, 3000, 8000]))
+                .min(storm / 5),
             operator_gap: Duration::from_millis(pick(&mut rng, &[300, 1000, 5000])),
         }
     }
