@@ -1,0 +1,399 @@
+//! The guest: keeps several requests in flight on whichever node serves, and tells the oracle.
+
+use super::buffers::Stamps;
+use super::checker::{Durability, Moment, stamp};
+use super::cluster::{Cluster, Event, Phase};
+use super::host::{NAMES, guest_payload};
+use super::options::{Options, Scenario};
+use crate::limits::SECTOR;
+use crate::node::boundary::{GuestError, GuestOperation, Input, RequestId};
+use crate::types::{ByteRange, Time};
+use std::collections::BTreeMap;
+
+/// What was asked, as far as the answer needs it.
+#[derive(Clone, Copy, Debug)]
+enum Asked {
+    Read {
+        at: Moment,
+        start: u64,
+        count: u64,
+    },
+    Write {
+        number: u64,
+        start: u64,
+        count: u64,
+        durability: Durability,
+    },
+    Flush {
+        at: Moment,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Pending {
+    host: usize,
+    asked: Asked,
+    since: Time,
+    /// The guest's connection was closed: whatever is answered, nobody hears it.
+    orphaned: bool,
+}
+
+/// The guest.
+pub(super) struct Client {
+    pending: BTreeMap<RequestId, Pending>,
+    next_request: u64,
+    next_write: u64,
+    sectors: u64,
+    hot: Vec<u64>,
+    /// Ranges to read back in the end.
+    verify: Vec<(u64, u64)>,
+    stepping: bool,
+    rng: fastrand::Rng,
+    /// Writes answered in the affirmative, by node; for the operator's curiosity.
+    pub acknowledged: [u64; 2],
+    /// Two nodes serve at once: what is read means nothing until an operator decides.
+    pub blind: bool,
+    /// No new requests.
+    pub held: bool,
+}
+
+impl Client {
+    pub fn new(options: &Options, mut rng: fastrand::Rng) -> Client {
+        let sectors = options.layout().data_size / SECTOR;
+        let hot = (0..options.hot_ranges)
+            .map(|_| rng.u64(0..sectors) / 8 * 8)
+            .collect();
+        Client {
+            pending: BTreeMap::new(),
+            next_request: 0,
+            next_write: 0,
+            sectors,
+            hot,
+            verify: Vec::new(),
+            stepping: false,
+            rng,
+            acknowledged: [0; 2],
+            blind: false,
+            held: false,
+        }
+    }
+
+    /// Requests asked so far.
+    pub fn asked(&self) -> u64 {
+        self.next_request
+    }
+
+    /// Requests a node has not answered, the guest listening or not.
+    pub fn pending_at(&self, host: usize) -> usize {
+        self.pending.values().filter(|p| p.host == host).count()
+    }
+
+    /// When the oldest request somebody waits for was asked.
+    pub fn oldest(&self, host: usize) -> Option<Time> {
+        let mine = self
+            .pending
+            .values()
+            .filter(|p| p.host == host && !p.orphaned);
+        mine.map(|p| p.since).min()
+    }
+
+    fn range(&mut self, sectors_at_most: u64) -> (u64, u64) {
+        let count = match self.rng.u8(0..100) {
+            0..25 => 1,
+            25..60 => 8,
+            60..80 => self.rng.u64(1..=16),
+            80..97 => self.rng.u64(1..=256),
+            _ => self.rng.u64(256..=2048),
+        }
+        .min(sectors_at_most)
+        .min(self.sectors / 2);
+        let near = self.hot[self.rng.usize(0..self.hot.len())];
+        let start = match self.rng.u8(0..8) {
+            0 => self.rng.u64(0..self.sectors),
+            1..4 => near,
+            _ => near + self.rng.u64(0..64),
+        };
+        (start.min(self.sectors - count), count)
+    }
+}
+
+impl Cluster {
+    /// Lets the guest begin.
+    pub fn start_client(&mut self) {
+        if !self.client.stepping {
+            self.client.stepping = true;
+            self.schedule(1, Event::Client);
+        }
+    }
+
+    pub fn client_step(&mut self) {
+        let think = self.options.think.as_nanos() as u64;
+        let pause = self.client.rng.u64(1..think * 2);
+        match self.phase {
+            Phase::Verify { .. } => self.verify_some(),
+            Phase::Over => return,
+            _ => {
+                let burst = self.client.rng.usize(1..4);
+                for _ in 0..burst {
+                    self.ask_something();
+                }
+            }
+        }
+        self.schedule(pause * 2, Event::Client);
+    }
+
+    fn serving_host(&mut self) -> Option<usize> {
+        let serves = |h: usize| self.hosts[h].process.as_ref().is_some_and(|p| p.serving);
+        match (serves(0), serves(1)) {
+            (true, true) => Some(self.client.rng.usize(0..2)),
+            (true, false) => Some(0),
+            (false, true) => Some(1),
+            (false, false) => None,
+        }
+    }
+
+    fn ask_something(&mut self) {
+        if self.client.held
+            || self.client.asked() >= self.options.requests
+            || self.client.pending.len() >= self.options.depth
+        {
+            return;
+        }
+        let Some(host) = self.serving_host() else {
+            return;
+        };
+        let dice = self.client.rng.u32(0..100);
+        let fua = self.client.rng.u32(0..100) < self.options.fua_percent;
+        let (reads, zeroes) = (self.options.read_percent, self.options.zero_percent);
+        if dice < self.options.flush_percent {
+            let at = self.checker.flush_asked();
+            self.ask(host, Asked::Flush { at }, GuestOperation::Flush);
+        } else if dice < self.options.flush_percent + reads {
+            let (start, count) = self.client.range(256);
+            self.read(host, start, count);
+        } else if dice < self.options.flush_percent + reads + zeroes {
+            let most = if self.client.rng.u8(0..8) == 0 {
+                20_000
+            } else {
+                512
+            };
+            let (start, mut count) = self.client.range(512);
+            if most > 512 {
+                count = self
+                    .client
+                    .rng
+                    .u64(1..=most)
+                    .min(self.client.sectors - start);
+            }
+            self.write(host, start, count, fua, true);
+        } else {
+            let (start, count) = self.client.range(2048);
+            self.write(host, start, count, fua, false);
+        }
+    }
+
+    fn read(&mut self, host: usize, start: u64, count: u64) {
+        let at = self.checker.read_asked();
+        let range = ByteRange::new(start * SECTOR, count * SECTOR);
+        self.ask(
+            host,
+            Asked::Read { at, start, count },
+            GuestOperation::Read(range),
+        );
+    }
+
+    fn write(&mut self, host: usize, start: u64, count: u64, fua: bool, zero: bool) {
+        self.client.next_write += 1;
+        let number = self.client.next_write;
+        let range = ByteRange::new(start * SECTOR, count * SECTOR);
+        let operation = if zero {
+            let may_unmap = self.client.rng.bool();
+            let zeroes = (0..count).map(|_| 0);
+            self.checker.write_asked(number, start, zeroes);
+            GuestOperation::Zero {
+                range,
+                may_unmap,
+                fua,
+            }
+        } else {
+            let stamps: Vec<u64> = (start..start + count).map(|s| stamp(number, s)).collect();
+            self.checker
+                .write_asked(number, start, stamps.iter().copied());
+            let Some(process) = &mut self.hosts[host].process else {
+                return;
+            };
+            GuestOperation::Write {
+                range,
+                payload: guest_payload(process, stamps),
+                fua,
+            }
+        };
+        let durability = match fua {
+            true => Durability::Durable,
+            false => Durability::Volatile,
+        };
+        let asked = Asked::Write {
+            number,
+            start,
+            count,
+            durability,
+        };
+        self.ask(host, asked, operation);
+    }
+
+    fn ask(&mut self, host: usize, asked: Asked, operation: GuestOperation) {
+        self.client.next_request += 1;
+        let request = RequestId(self.client.next_request);
+        let pending = Pending {
+            host,
+            asked,
+            since: self.now,
+            orphaned: false,
+        };
+        self.client.pending.insert(request, pending);
+        self.feed(host, Input::Guest { request, operation });
+    }
+
+    /// A node answers.
+    pub fn completed(
+        &mut self,
+        host: usize,
+        request: RequestId,
+        result: Result<Option<Stamps>, GuestError>,
+    ) -> Result<(), String> {
+        let Some(pending) = self.client.pending.remove(&request) else {
+            return Err(format!("{request:?} is answered, and nobody asked"));
+        };
+        if pending.host != host {
+            return Err(format!("{request:?} is answered by the wrong node"));
+        }
+        if pending.orphaned {
+            return Ok(());
+        }
+        let took = self.now.since(pending.since);
+        self.stats.longest_stall = self.stats.longest_stall.max(took);
+        if let Err(error) = result {
+            self.stats.errors += 1;
+            if error != GuestError::NotPrimary {
+                return Err(format!("{request:?} {:?} failed: {error:?}", pending.asked));
+            }
+            self.forget(pending.asked);
+            return Ok(());
+        }
+        match (pending.asked, result.unwrap_or(None)) {
+            (Asked::Read { at, start, count }, Some(stamps)) => {
+                self.stats.reads += 1;
+                if stamps.len() as u64 != count {
+                    return Err(format!("{request:?} read {} sectors", stamps.len()));
+                }
+                if self.client.blind {
+                    self.checker.read_lost(at);
+                    return Ok(());
+                }
+                self.checker.read_returned(at, start, &stamps)
+            }
+            (
+                Asked::Write {
+                    number,
+                    start,
+                    count,
+                    durability,
+                },
+                None,
+            ) => {
+                self.stats.acknowledged_writes += 1;
+                self.client.acknowledged[host] += 1;
+                self.checker
+                    .write_acknowledged(number, start, count, durability);
+                match durability {
+                    Durability::Durable => self.check_durable(host, &[(start, count)]),
+                    Durability::Volatile => Ok(()),
+                }
+            }
+            (Asked::Flush { at }, None) => {
+                self.stats.flushes += 1;
+                let ranges = self.checker.flush_acknowledged(at);
+                self.check_durable(host, &ranges)
+            }
+            (asked, _) => Err(format!(
+                "{request:?} {asked:?} got an answer of another kind"
+            )),
+        }
+    }
+
+    /// The node may serve guests, or must not any more.
+    pub fn serve_changed(&mut self, host: usize, serving: bool) -> Result<(), String> {
+        self.tell(host, if serving { "serves" } else { "serves no more" });
+        if !serving {
+            self.orphan(host);
+            return Ok(());
+        }
+        let other = self.hosts[1 - host].process.as_ref();
+        if other.is_some_and(|p| p.serving) && self.options.scenario == Scenario::SaneOperator {
+            return Err(format!("serves while {} serves", NAMES[1 - host]));
+        }
+        self.check_serving(host)
+    }
+
+    /// The guest's connections to this node are closed.
+    fn orphan(&mut self, host: usize) {
+        let mut lost = Vec::new();
+        for pending in self.client.pending.values_mut() {
+            if pending.host == host && !pending.orphaned {
+                pending.orphaned = true;
+                lost.push(pending.asked);
+            }
+        }
+        for asked in lost {
+            self.forget(asked);
+        }
+    }
+
+    /// The node is gone: nothing it was asked will be answered.
+    pub fn client_lost(&mut self, host: usize) {
+        self.orphan(host);
+        self.client
+            .pending
+            .retain(|_, pending| pending.host != host);
+    }
+
+    fn forget(&mut self, asked: Asked) {
+        match asked {
+            Asked::Read { at, .. } => self.checker.read_lost(at),
+            Asked::Write {
+                number,
+                start,
+                count,
+                ..
+            } => self.checker.write_lost(number, start, count),
+            Asked::Flush { .. } => {}
+        }
+    }
+
+    /// Plans to read back everything that was ever written.
+    pub fn begin_verification(&mut self) {
+        let mut ranges: Vec<(u64, u64)> = Vec::new();
+        for sector in self.checker.touched() {
+            match ranges.last_mut() {
+                Some((start, count)) if *start + *count == sector && *count < 256 => *count += 1,
+                _ => ranges.push((sector, 1)),
+            }
+        }
+        self.client.verify = ranges;
+    }
+
+    fn verify_some(&mut self) {
+        while self.client.pending.len() < 32 {
+            let Some((start, count)) = self.client.verify.pop() else {
+                if self.client.pending.is_empty() {
+                    self.verified();
+                }
+                return;
+            };
+            let Some(host) = self.serving_host() else {
+                return self.fail("the Primary stopped serving without a reason".to_owned());
+            };
+            self.read(host, start, count);
+        }
+    }
+}

@@ -1,0 +1,447 @@
+//! A disk with a volatile write cache.
+//!
+//! Fault model. An operation in flight takes effect at some instant between its submission and
+//! its completion, in any order relative to others in flight; a read may already see a write that
+//! has not completed. A write that took effect sits in the volatile cache until a flush completes
+//! that was submitted after the write completed, or until its own completion if it was FUA.
+//!
+//! * **Power loss** keeps any subset of the sectors in the cache and of the writes in flight, so
+//!   multi-sector writes tear and older contents may survive newer ones. Metadata writes in
+//!   flight tear at 512 bytes.
+//! * **Process crash** (kill -9) keeps everything that took effect; an operation in flight lands
+//!   whole, in part at 4 KiB, or not at all, and is over when the next process opens the disk.
+
+use super::buffers::Stamps;
+use crate::limits::{BLOCK, SECTOR};
+use std::collections::BTreeMap;
+
+/// Sectors in one allocation unit of the sparse image.
+pub(super) const LEAF: usize = 512;
+const SECTORS_PER_BLOCK: u64 = BLOCK / SECTOR;
+
+/// An operation as the disk sees it.
+#[derive(Clone, Debug)]
+pub(super) enum Operation {
+    Read { start: u64, count: u64 },
+    Write { start: u64, data: Fill, fua: bool },
+    Flush,
+    MetaRead { offset: u64, len: usize },
+    MetaWrite { offset: u64, bytes: Vec<u8> },
+}
+
+/// What a write puts into its sectors.
+#[derive(Clone, Debug)]
+pub(super) enum Fill {
+    Stamps(Stamps),
+    Zeroes(u64),
+}
+
+impl Fill {
+    fn len(&self) -> u64 {
+        match self {
+            Fill::Stamps(stamps) => stamps.len() as u64,
+            Fill::Zeroes(count) => *count,
+        }
+    }
+
+    fn at(&self, index: u64) -> u64 {
+        match self {
+            Fill::Stamps(stamps) => stamps[index as usize],
+            Fill::Zeroes(_) => 0,
+        }
+    }
+}
+
+/// What a completed operation gives back.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Read(Vec<u64>),
+    Done,
+    Meta(Vec<u8>),
+}
+
+struct Leaf {
+    cache: [u64; LEAF],
+    durable: [u64; LEAF],
+    /// The landing number of what is in `durable`.
+    durable_landing: [u32; LEAF],
+}
+
+/// A write that took effect but is not durable.
+struct Landed {
+    landing: u32,
+    op: u64,
+    start: u64,
+    data: Fill,
+    /// Its position in the order of completions, once it completed.
+    completed: Option<u64>,
+}
+
+struct InFlight {
+    operation: Operation,
+    landed: bool,
+    /// For a flush: it covers completions before this.
+    covers: u64,
+}
+
+/// What a sector holds before anything was written to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Blank {
+    Zeroes,
+    /// Leftovers, told apart by this number.
+    Garbage(u8),
+}
+
+impl Blank {
+    pub fn sector(self, sector: u64) -> u64 {
+        match self {
+            Blank::Zeroes => 0,
+            Blank::Garbage(which) => (0xf0 + u64::from(which)) << 56 | sector,
+        }
+    }
+}
+
+/// One node's disk: the data image by sector stamps, the metadata by bytes.
+pub(super) struct Disk {
+    blank: Blank,
+    leaves: Vec<Option<Box<Leaf>>>,
+    metadata: BTreeMap<u64, Vec<u8>>,
+    in_flight: BTreeMap<u64, InFlight>,
+    cached: Vec<Landed>,
+    landings: u32,
+    changes: u64,
+    completions: u64,
+    rng: fastrand::Rng,
+}
+
+impl Disk {
+    pub fn new(data_sectors: u64, blank: Blank, rng: fastrand::Rng) -> Disk {
+        let leaves = data_sectors.div_ceil(LEAF as u64) as usize;
+        Disk {
+            blank,
+            leaves: std::iter::repeat_with(|| None).take(leaves).collect(),
+            metadata: BTreeMap::new(),
+            in_flight: BTreeMap::new(),
+            cached: Vec::new(),
+            landings: 0,
+            changes: 0,
+            completions: 0,
+            rng,
+        }
+    }
+
+    /// Starts an operation; the caller decides when it completes.
+    pub fn submit(&mut self, op: u64, operation: Operation) -> Result<(), String> {
+        let entry = InFlight {
+            operation,
+            landed: false,
+            covers: self.completions,
+        };
+        match self.in_flight.insert(op, entry) {
+            None => Ok(()),
+            Some(_) => Err(format!("operation {op} is submitted twice")),
+        }
+    }
+
+    /// Ends an operation.
+    pub fn complete(&mut self, op: u64) -> Option<Outcome> {
+        let InFlight {
+            operation,
+            landed,
+            covers,
+        } = self.in_flight.remove(&op)?;
+        Some(match operation {
+            Operation::Read { start, count } => {
+                self.land_some_early(start, count);
+                Outcome::Read((start..start + count).map(|s| self.view(s)).collect())
+            }
+            Operation::Write { start, data, fua } => {
+                if !landed {
+                    self.land(op, start, data);
+                }
+                self.completions += 1;
+                let completion = self.completions;
+                if let Some(entry) = self.cached.iter_mut().rev().find(|entry| entry.op == op) {
+                    entry.completed = Some(completion);
+                }
+                if fua {
+                    self.settle(|entry| entry.op == op);
+                }
+                Outcome::Done
+            }
+            Operation::Flush => {
+                self.settle(|entry| entry.completed.is_some_and(|at| at <= covers));
+                Outcome::Done
+            }
+            Operation::MetaRead { offset, len } => Outcome::Meta(self.read_metadata(offset, len)),
+            Operation::MetaWrite { offset, bytes } => {
+                self.write_metadata(offset, &bytes);
+                Outcome::Done
+            }
+        })
+    }
+
+    /// Operations not completed.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// The sector as a read sees it.
+    pub fn view(&self, sector: u64) -> u64 {
+        match &self.leaves[sector as usize / LEAF] {
+            Some(leaf) => leaf.cache[sector as usize % LEAF],
+            None => self.blank.sector(sector),
+        }
+    }
+
+    /// The sector as it would be found if the power failed and the cache were lost.
+    pub fn durable(&self, sector: u64) -> u64 {
+        match &self.leaves[sector as usize / LEAF] {
+            Some(leaf) => leaf.durable[sector as usize % LEAF],
+            None => self.blank.sector(sector),
+        }
+    }
+
+    /// Blocks in which the two images differ, as reads see them.
+    pub fn differing_blocks(&self, other: &Disk) -> Vec<u64> {
+        let mut found = Vec::new();
+        for index in 0..self.leaves.len() {
+            let (mine, theirs) = (&self.leaves[index], &other.leaves[index]);
+            match (mine, theirs) {
+                (None, None) if self.blank == other.blank => continue,
+                (Some(mine), Some(theirs)) if mine.cache == theirs.cache => continue,
+                _ => {}
+            }
+            let first = (index * LEAF) as u64;
+            for block in 0..LEAF as u64 / SECTORS_PER_BLOCK {
+                let start = first + block * SECTORS_PER_BLOCK;
+                if (start..start + SECTORS_PER_BLOCK).any(|s| self.view(s) != other.view(s)) {
+                    found.push(start / SECTORS_PER_BLOCK);
+                }
+            }
+        }
+        found
+    }
+
+    /// Bytes of the metadata as they are on stable storage; whole blocks.
+    pub fn read_metadata(&self, offset: u64, len: usize) -> Vec<u8> {
+        // Never written: leftovers of whatever used the disk before.
+        let leftover = if self.blank == Blank::Zeroes { 0 } else { 0xa7 };
+        let mut bytes = vec![leftover; len];
+        for (index, piece) in bytes.chunks_mut(BLOCK as usize).enumerate() {
+            if let Some(content) = self.metadata.get(&(offset / BLOCK + index as u64)) {
+                piece.copy_from_slice(&content[..piece.len()]);
+            }
+        }
+        bytes
+    }
+
+    /// Puts metadata bytes on stable storage; within one block, or whole blocks.
+    pub fn write_metadata(&mut self, offset: u64, bytes: &[u8]) {
+        self.changes += 1;
+        let leftover = if self.blank == Blank::Zeroes { 0 } else { 0xa7 };
+        let inside = (offset % BLOCK) as usize;
+        for (index, piece) in bytes.chunks(BLOCK as usize).enumerate() {
+            let block = self
+                .metadata
+                .entry(offset / BLOCK + index as u64)
+                .or_insert_with(|| vec![leftover; BLOCK as usize]);
+            block[inside..inside + piece.len()].copy_from_slice(piece);
+        }
+    }
+
+    /// Grows whenever data or metadata may have changed.
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// The power fails: the volatile cache is gone, but for what happened to reach the medium.
+    pub fn lose_power(&mut self) {
+        let kept = Kept::pick(&mut self.rng);
+        let in_flight = std::mem::take(&mut self.in_flight);
+        let mut pending = Vec::new();
+        for (op, entry) in in_flight {
+            match entry.operation {
+                Operation::Write { start, data, .. } if !entry.landed => {
+                    pending.push((op, start, data));
+                }
+                Operation::MetaWrite { offset, bytes } => {
+                    for (index, piece) in bytes.chunks(SECTOR as usize).enumerate() {
+                        if kept.sector(&mut self.rng) {
+                            self.write_metadata(offset + index as u64 * SECTOR, piece);
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        self.rng.shuffle(&mut pending);
+        for (op, start, data) in pending {
+            self.land(op, start, data);
+        }
+        let cached = std::mem::take(&mut self.cached);
+        for entry in cached {
+            let whole = kept.write(&mut self.rng);
+            for index in 0..entry.data.len() {
+                if whole || kept.sector(&mut self.rng) {
+                    let (sector, stamp) = (entry.start + index, entry.data.at(index));
+                    self.make_durable(sector, stamp, entry.landing);
+                }
+            }
+        }
+        self.changes += 1;
+        for leaf in self.leaves.iter_mut().flatten() {
+            leaf.cache = leaf.durable;
+        }
+    }
+
+    /// The process is killed; the kernel and its caches live on.
+    pub fn lose_process(&mut self) {
+        let in_flight = std::mem::take(&mut self.in_flight);
+        for (op, entry) in in_flight {
+            let lands = self.rng.u8(0..4);
+            match entry.operation {
+                Operation::Write { start, data, .. } => {
+                    if !entry.landed && lands >= 2 {
+                        self.land(op, start, data);
+                    } else if !entry.landed && lands == 1 {
+                        let half = self.rng.u64(0..=data.len()) / SECTORS_PER_BLOCK;
+                        let part = match &data {
+                            Fill::Zeroes(_) => Fill::Zeroes(half * SECTORS_PER_BLOCK),
+                            Fill::Stamps(stamps) => {
+                                Fill::Stamps(stamps[..(half * SECTORS_PER_BLOCK) as usize].into())
+                            }
+                        };
+                        self.land(op, start, part);
+                    }
+                }
+                Operation::MetaWrite { offset, bytes } => {
+                    for (index, piece) in bytes.chunks(BLOCK as usize).enumerate() {
+                        if lands >= 2 || (lands == 1 && self.rng.bool()) {
+                            self.write_metadata(offset + index as u64 * BLOCK, piece);
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        // The kernel ended them all: a later flush covers them. Operation numbers start anew.
+        for entry in &mut self.cached {
+            entry.completed.get_or_insert(self.completions);
+            entry.op = u64::MAX;
+        }
+    }
+
+    fn land_some_early(&mut self, start: u64, count: u64) {
+        let early: Vec<u64> = self
+            .in_flight
+            .iter()
+            .filter(|(_, entry)| match &entry.operation {
+                Operation::Write {
+                    start: at, data, ..
+                } => !entry.landed && *at < start + count && start < at + data.len(),
+                _ => false,
+            })
+            .map(|(op, _)| *op)
+            .collect();
+        for op in early {
+            if self.rng.bool()
+                && let Some(entry) = self.in_flight.get_mut(&op)
+                && let Operation::Write { start, data, .. } = &entry.operation
+            {
+                entry.landed = true;
+                let (start, data) = (*start, data.clone());
+                self.land(op, start, data);
+            }
+        }
+    }
+
+    fn land(&mut self, op: u64, start: u64, data: Fill) {
+        self.landings += 1;
+        self.changes += 1;
+        for index in 0..data.len() {
+            let stamp = data.at(index);
+            let sector = start + index;
+            self.leaf(sector).cache[sector as usize % LEAF] = stamp;
+        }
+        self.cached.push(Landed {
+            landing: self.landings,
+            op,
+            start,
+            data,
+            completed: None,
+        });
+    }
+
+    fn settle(&mut self, mut covered: impl FnMut(&Landed) -> bool) {
+        let mut index = 0;
+        while index < self.cached.len() {
+            if covered(&self.cached[index]) {
+                let entry = self.cached.remove(index);
+                for offset in 0..entry.data.len() {
+                    let stamp = entry.data.at(offset);
+                    self.make_durable(entry.start + offset, stamp, entry.landing);
+                }
+            } else {
+                index += 1;
+            }
+        }
+    }
+
+    fn make_durable(&mut self, sector: u64, stamp: u64, landing: u32) {
+        let leaf = self.leaf(sector);
+        let slot = sector as usize % LEAF;
+        if landing >= leaf.durable_landing[slot] {
+            leaf.durable[slot] = stamp;
+            leaf.durable_landing[slot] = landing;
+        }
+    }
+
+    fn leaf(&mut self, sector: u64) -> &mut Leaf {
+        let index = sector as usize / LEAF;
+        let blank = self.blank;
+        self.leaves[index].get_or_insert_with(|| {
+            let first = (index * LEAF) as u64;
+            let content = std::array::from_fn(|slot| blank.sector(first + slot as u64));
+            Box::new(Leaf {
+                cache: content,
+                durable: content,
+                durable_landing: [0; LEAF],
+            })
+        })
+    }
+}
+
+/// How much of the cache a power loss keeps.
+#[derive(Clone, Copy)]
+enum Kept {
+    Nothing,
+    Everything,
+    Sectors,
+    Writes,
+}
+
+impl Kept {
+    fn pick(rng: &mut fastrand::Rng) -> Kept {
+        [Kept::Nothing, Kept::Everything, Kept::Sectors, Kept::Writes][rng.usize(0..4)]
+    }
+
+    fn write(self, rng: &mut fastrand::Rng) -> bool {
+        match self {
+            Kept::Everything => true,
+            Kept::Writes => rng.bool(),
+            Kept::Nothing | Kept::Sectors => false,
+        }
+    }
+
+    fn sector(self, rng: &mut fastrand::Rng) -> bool {
+        match self {
+            Kept::Everything => true,
+            Kept::Sectors => rng.bool(),
+            Kept::Nothing | Kept::Writes => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,101 @@
+use super::*;
+
+fn disk(seed: u64) -> Disk {
+    Disk::new(4096, Blank::Zeroes, fastrand::Rng::with_seed(seed))
+}
+
+fn write(disk: &mut Disk, op: u64, start: u64, stamps: &[u64], fua: bool) {
+    let data = Fill::Stamps(stamps.into());
+    disk.submit(op, Operation::Write { start, data, fua })
+        .unwrap();
+    disk.complete(op).unwrap();
+}
+
+#[test]
+fn power_loss_may_lose_what_was_not_flushed_and_never_what_was() {
+    let (mut lost, mut kept, mut torn) = (0, 0, 0);
+    for seed in 0..200 {
+        let mut disk = disk(seed);
+        write(&mut disk, 1, 0, &[1, 1], false);
+        disk.submit(2, Operation::Flush).unwrap();
+        disk.complete(2).unwrap();
+        write(&mut disk, 3, 0, &[2, 2], false);
+        write(&mut disk, 4, 8, &[3], true);
+        disk.lose_power();
+        assert_eq!(disk.view(8), 3);
+        match (disk.view(0), disk.view(1)) {
+            (1, 1) => lost += 1,
+            (2, 2) => kept += 1,
+            (1, 2) | (2, 1) => torn += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(lost > 20 && kept > 20 && torn > 10, "{lost} {kept} {torn}");
+}
+
+#[test]
+fn flush_covers_only_what_completed_before_it_was_submitted() {
+    let mut disk = disk(0);
+    let data = Fill::Stamps([7].as_slice().into());
+    disk.submit(
+        1,
+        Operation::Write {
+            start: 0,
+            data,
+            fua: false,
+        },
+    )
+    .unwrap();
+    disk.submit(2, Operation::Flush).unwrap();
+    disk.complete(1).unwrap();
+    disk.complete(2).unwrap();
+    assert_eq!((disk.view(0), disk.durable(0)), (7, 0));
+    disk.submit(3, Operation::Flush).unwrap();
+    disk.complete(3).unwrap();
+    assert_eq!(disk.durable(0), 7);
+}
+
+#[test]
+fn fua_is_not_undone_by_an_older_cached_write() {
+    for seed in 0..50 {
+        let mut disk = disk(seed);
+        write(&mut disk, 1, 0, &[1], false);
+        write(&mut disk, 2, 0, &[2], true);
+        disk.lose_power();
+        assert_eq!(disk.view(0), 2);
+    }
+}
+
+#[test]
+fn process_crash_keeps_what_completed() {
+    for seed in 0..50 {
+        let mut disk = disk(seed);
+        write(&mut disk, 1, 0, &[1], false);
+        disk.lose_process();
+        assert_eq!(disk.view(0), 1);
+        assert_eq!(disk.durable(0), 0);
+    }
+}
+
+#[test]
+fn metadata_writes_in_flight_tear_at_a_sector() {
+    let mut torn = 0;
+    for seed in 0..100 {
+        let mut disk = disk(seed);
+        disk.write_metadata(0, &[1; 4096]);
+        let bytes = vec![2; 4096];
+        disk.submit(1, Operation::MetaWrite { offset: 0, bytes })
+            .unwrap();
+        disk.lose_power();
+        let bytes = disk.read_metadata(0, 4096);
+        torn += usize::from(bytes.contains(&1) && bytes.contains(&2));
+    }
+    assert!(torn > 10);
+}
+
+#[test]
+fn differences_are_found_by_block() {
+    let (mut a, b) = (disk(0), disk(1));
+    write(&mut a, 1, 17, &[5], false);
+    assert_eq!(a.differing_blocks(&b), [2]);
+}

@@ -1,0 +1,279 @@
+//! The driver: carries out a node's actions, and tells it what came of them, exactly as the daemon
+//! does; and refuses what a daemon could not carry out.
+
+use super::buffers::{Buffers, Checksum};
+use super::cluster::{Cluster, Event};
+use super::disk::{Fill, Operation, Outcome};
+use super::host::NAMES;
+use super::network::{Frame, Heard, WireBody};
+use crate::limits::{MAX_CONTROL_PAYLOAD, MAX_PAYLOAD, SECTOR, ZERO_PIECE};
+use crate::node::MetadataPlace;
+use crate::node::boundary::{Action, Body, Input, OpId};
+use crate::types::ByteRange;
+use crate::wire::{Header, PayloadKind};
+
+/// What is to be reported when a disk operation ends.
+pub(super) enum Purpose {
+    Read(Checksum),
+    /// A data operation, with the buffer it holds.
+    Data(Option<u32>),
+    Metadata,
+}
+
+impl Cluster {
+    pub fn perform(&mut self, h: usize, action: Action) -> Result<(), String> {
+        let now = self.now;
+        let data_size = self.options.layout().data_size;
+        let Some(process) = &mut self.hosts[h].process else {
+            return Ok(());
+        };
+        match action {
+            Action::Read {
+                op,
+                range,
+                checksum,
+            } => {
+                within(range, data_size, u64::from(MAX_PAYLOAD))?;
+                let wanted = match checksum {
+                    true => Checksum::Wanted,
+                    false => Checksum::NotWanted,
+                };
+                process.operations.insert(op, Purpose::Read(wanted));
+                let (start, count) = (range.start / SECTOR, range.len() / SECTOR);
+                self.submit(h, op, Operation::Read { start, count })
+            }
+            Action::Write {
+                op,
+                offset,
+                payload,
+                fua,
+            } => {
+                let range = ByteRange::new(offset, u64::from(payload.len));
+                within(range, data_size, u64::from(MAX_PAYLOAD))?;
+                let data = Fill::Stamps(process.buffers.begin(&payload)?);
+                process
+                    .operations
+                    .insert(op, Purpose::Data(Some(payload.buffer)));
+                let start = offset / SECTOR;
+                self.submit(h, op, Operation::Write { start, data, fua })
+            }
+            Action::Zero { op, range, fua, .. } => {
+                within(range, data_size, ZERO_PIECE)?;
+                process.operations.insert(op, Purpose::Data(None));
+                let start = range.start / SECTOR;
+                let data = Fill::Zeroes(range.len() / SECTOR);
+                self.submit(h, op, Operation::Write { start, data, fua })
+            }
+            Action::Flush { op } => {
+                process.operations.insert(op, Purpose::Data(None));
+                self.submit(h, op, Operation::Flush)
+            }
+            Action::MetaRead { op, offset, len } => {
+                process.operations.insert(op, Purpose::Metadata);
+                let len = len as usize;
+                self.within_metadata(offset, len)?;
+                self.submit(h, op, Operation::MetaRead { offset, len })
+            }
+            Action::MetaWrite { op, offset, bytes } => {
+                process.operations.insert(op, Purpose::Metadata);
+                self.within_metadata(offset, bytes.len())?;
+                self.submit(h, op, Operation::MetaWrite { offset, bytes })
+            }
+            Action::StartConnecting => {
+                self.network.start_connecting(h, &mut self.later);
+                Ok(())
+            }
+            Action::StopConnecting => {
+                self.network.stop_connecting(h, &mut self.later);
+                Ok(())
+            }
+            Action::Close { connection } => {
+                self.network.close(h, connection, &mut self.later);
+                Ok(())
+            }
+            Action::Send {
+                connection,
+                header,
+                body,
+            } => {
+                let body = match body {
+                    Body::None => WireBody::None,
+                    Body::Data(payload) => WireBody::Data(process.buffers.look(&payload)?),
+                    Body::Control(bytes) => WireBody::Control(bytes),
+                };
+                let header = header.encode();
+                let frame = Frame { header, body };
+                self.network
+                    .send(now, h, connection, frame, &mut self.later);
+                Ok(())
+            }
+            Action::Complete { request, result } => {
+                let result = match result {
+                    Ok(Some(payload)) => Ok(Some(process.buffers.release(&payload)?)),
+                    Ok(None) => Ok(None),
+                    Err(error) => Err(error),
+                };
+                self.completed(h, request, result)
+            }
+            Action::Release(payload) => process.buffers.release(&payload).map(|_| ()),
+            Action::CommandDone { command, result } => {
+                self.commanded(h, command, result);
+                Ok(())
+            }
+            Action::Serve(serving) => {
+                process.serving = serving;
+                if !serving {
+                    self.sample_custody_of(h);
+                }
+                self.serve_changed(h, serving)
+            }
+            Action::Detached => {
+                process.detached = true;
+                Ok(())
+            }
+            Action::Event(_) => Ok(()),
+        }
+    }
+
+    fn within_metadata(&self, offset: u64, len: usize) -> Result<(), String> {
+        let layout = self.options.layout();
+        let area = match self.options.metadata {
+            MetadataPlace::Internal => layout.data_size..self.options.store_size,
+            MetadataPlace::External => 0..layout.external_size(),
+        };
+        let end = offset + len as u64;
+        if len == 0 || !len.is_multiple_of(4096) || !offset.is_multiple_of(4096) {
+            Err(format!(
+                "metadata operation at {offset} of {len} bytes is not aligned"
+            ))
+        } else if offset < area.start || end > area.end {
+            Err(format!(
+                "metadata operation at {offset} is outside the metadata"
+            ))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn submit(&mut self, h: usize, op: OpId, operation: Operation) -> Result<(), String> {
+        let mean = self.options.disk_latency.as_nanos() as u64;
+        let host = &mut self.hosts[h];
+        let mut delay = host.rng.u64(mean / 4..mean * 2);
+        if matches!(operation, Operation::Flush) {
+            delay *= 3;
+        }
+        if self.options.disk_spikes && host.rng.u16(0..500) == 0 {
+            delay += host.rng.u64(0..200_000_000);
+        }
+        if self.now < host.slow_until {
+            delay *= 30;
+        }
+        host.disk.submit(op.0, operation)?;
+        let life = host.lives;
+        self.schedule(delay, Event::Disk { host: h, life, op });
+        Ok(())
+    }
+
+    /// A disk operation ends.
+    pub fn disk_done(&mut self, h: usize, life: u32, op: OpId) {
+        let host = &mut self.hosts[h];
+        let Some(process) = host.process.as_mut().filter(|p| p.life == life) else {
+            return;
+        };
+        let Some(outcome) = host.disk.complete(op.0) else {
+            return;
+        };
+        let purpose = process.operations.remove(&op);
+        let input = match (outcome, purpose) {
+            (Outcome::Read(stamps), Some(Purpose::Read(wanted))) => Input::DiskDone {
+                op,
+                result: Ok(Some(process.buffers.give(stamps.into(), wanted))),
+            },
+            (Outcome::Meta(bytes), _) => Input::MetaDone {
+                op,
+                result: Ok(bytes),
+            },
+            (_, Some(Purpose::Metadata)) => Input::MetaDone {
+                op,
+                result: Ok(Vec::new()),
+            },
+            (_, purpose) => {
+                if let Some(Purpose::Data(Some(buffer))) = purpose {
+                    process.buffers.end(buffer);
+                }
+                Input::DiskDone {
+                    op,
+                    result: Ok(None),
+                }
+            }
+        };
+        self.feed(h, input);
+    }
+
+    /// The network tells a host something.
+    pub fn heard(&mut self, h: usize, heard: Heard) {
+        let Some(process) = &mut self.hosts[h].process else {
+            return;
+        };
+        let input = match heard {
+            Heard::Up(connection) => {
+                process.fresh = false;
+                Input::LinkUp { connection }
+            }
+            Heard::Down(connection) => Input::LinkDown { connection },
+            Heard::Frame(connection, frame) => match receive(&mut process.buffers, frame) {
+                Ok((header, body)) => Input::Frame {
+                    connection,
+                    header,
+                    body,
+                },
+                Err(problem) => return self.fail(format!("to {}: {problem}", NAMES[h])),
+            },
+        };
+        self.feed(h, input);
+    }
+}
+
+/// What a driver does with the bytes of a frame before the core sees it.
+fn receive(buffers: &mut Buffers, frame: Frame) -> Result<(Header, Body), String> {
+    let header = Header::decode(&frame.header).map_err(|error| error.to_string())?;
+    let (len, crc, body) = match frame.body {
+        WireBody::None => (0, 0, Body::None),
+        WireBody::Data(stamps) => {
+            let payload = buffers.give(stamps, Checksum::Wanted);
+            (payload.len, payload.crc, Body::Data(payload))
+        }
+        WireBody::Control(bytes) => {
+            let (len, crc) = (bytes.len() as u32, crc32fast::hash(&bytes));
+            (len, crc, Body::Control(bytes))
+        }
+    };
+    let fits = match (header.kind.payload_kind(), &body) {
+        (PayloadKind::Data { .. }, Body::Data(_)) | (PayloadKind::None, Body::None) => true,
+        (PayloadKind::Control { .. }, Body::Control(_)) => len <= MAX_CONTROL_PAYLOAD,
+        (PayloadKind::Control { .. }, Body::None) => true,
+        _ => false,
+    };
+    if !fits || header.payload_len != len {
+        Err(format!(
+            "{:?} frame with a payload of {len} bytes",
+            header.kind
+        ))
+    } else if header.payload_crc != crc {
+        Err(format!(
+            "{:?} frame whose payload has another checksum",
+            header.kind
+        ))
+    } else {
+        Ok((header, body))
+    }
+}
+
+fn within(range: ByteRange, size: u64, most: u64) -> Result<(), String> {
+    let aligned = range.start.is_multiple_of(SECTOR) && range.end.is_multiple_of(SECTOR);
+    if range.start >= range.end || range.end > size || range.len() > most || !aligned {
+        Err(format!("disk operation on {range:?} of {size} bytes"))
+    } else {
+        Ok(())
+    }
+}

@@ -1,0 +1,270 @@
+//! What must hold across the two nodes, seen from outside: images, durable metadata and statuses.
+
+use super::cluster::{Cluster, Event, Phase};
+use super::host::NAMES;
+use crate::control::MirrorStatus;
+use crate::limits::BLOCK;
+use crate::meta;
+use crate::types::{ByteRange, DiskState, LinkState, Role};
+use std::convert::Infallible;
+
+const WATCH_GAP: u64 = 20_000_000;
+
+/// Which copies hold everything that was acknowledged, as far as an outsider can tell.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Custody {
+    /// Named a holder by the node that served last.
+    pub named: [bool; 2],
+    /// Lost power since it became a holder, so that its copy may lack what was not flushed.
+    pub lost: [bool; 2],
+    watches: u64,
+    /// The disks' change counters when their images were last found identical.
+    identical_at: [u64; 2],
+    /// … and when their differences were last found covered.
+    covered_at: [u64; 2],
+}
+
+impl Custody {
+    fn complete(&self) -> usize {
+        (0..2).filter(|h| self.named[*h] && !self.lost[*h]).count()
+    }
+
+    /// Whether the node may go on without its peer and lose nothing.
+    pub fn may_go_alone(&self, h: usize) -> bool {
+        self.named[h] && (!self.lost[h] || !self.named[1 - h])
+    }
+}
+
+impl Cluster {
+    pub fn status(&self, h: usize) -> Option<MirrorStatus> {
+        let process = self.hosts[h].process.as_ref()?;
+        Some(process.node.status(self.now))
+    }
+
+    pub fn serving(&self, h: usize) -> bool {
+        self.hosts[h].process.as_ref().is_some_and(|p| p.serving)
+    }
+
+    pub fn watch_step(&mut self) {
+        self.custody.watches += 1;
+        self.sample_custody();
+        for h in [0, 1] {
+            self.check_stall(h);
+            if self.serving(h)
+                && let Err(problem) = self.check_serving(h)
+            {
+                self.fail(format!("{}: {problem}", NAMES[h]));
+            }
+        }
+        if self.custody.watches.is_multiple_of(8) {
+            self.check_covered();
+        }
+        if self.quiet() && (self.custody.watches.is_multiple_of(4) || self.phase != Phase::Storm) {
+            self.check_identical();
+        }
+        let gap = WATCH_GAP + self.rng.u64(0..WATCH_GAP);
+        self.schedule(gap, Event::Watch);
+    }
+
+    /// Learns from the serving node who holds everything.
+    pub fn sample_custody(&mut self) {
+        if let Some(h) = (0..2).find(|h| self.serving(*h)) {
+            self.sample_custody_of(h);
+        }
+    }
+
+    /// Learns it from the node that serves or did until now.
+    pub fn sample_custody_of(&mut self, h: usize) {
+        if self.client.blind {
+            return;
+        }
+        let Some(status) = self.status(h) else { return };
+        let named = NAMES.map(|name| status.holders.iter().any(|holder| holder == name));
+        let before = self.custody.named;
+        self.custody.named = named;
+        self.custody.lost[h] = false;
+        for other in 0..2 {
+            if !named[other] {
+                self.custody.lost[other] = false;
+            }
+            if named[other] && !before[other] && self.custody.watches > 0 {
+                let ranges: Vec<_> = self.checker.touched().iter().map(|s| (*s, 1)).collect();
+                if let Err(problem) = self.check_durable_on(other, &ranges) {
+                    self.fail(format!("{} became a holder: {problem}", NAMES[other]));
+                }
+            }
+        }
+    }
+
+    /// The machine is about to lose power. Call [`Cluster::power_was_lost`] after it did.
+    pub fn power_was_lost(&mut self, h: usize) {
+        let before = self.custody.complete();
+        self.custody.lost[h] = true;
+        if before > 0 && self.custody.complete() == 0 {
+            self.tell(
+                h,
+                "was the last complete copy: what was not flushed may be undone",
+            );
+            self.checker.all_copies_lost_power();
+        }
+    }
+
+    /// R2, R7: who serves has a right to.
+    pub fn check_serving(&mut self, h: usize) -> Result<(), String> {
+        let Some(status) = self.status(h) else {
+            return Ok(());
+        };
+        if self.operator.forced {
+            return Ok(());
+        }
+        if status.disk != DiskState::UpToDate {
+            return Err(format!("serves, and its disk is {}", status.disk));
+        }
+        if status.role != Role::Primary {
+            return Err(format!("serves as {}", status.role));
+        }
+        if !status.holders.iter().any(|name| name == NAMES[h]) {
+            return Err("serves, and is no holder".to_owned());
+        }
+        Ok(())
+    }
+
+    /// R1: what a flush or FUA write was acknowledged for is durable on every holder.
+    pub fn check_durable(&mut self, by: usize, ranges: &[(u64, u64)]) -> Result<(), String> {
+        if self.client.blind {
+            return Ok(());
+        }
+        self.sample_custody();
+        for h in [0, 1] {
+            if self.custody.named[h] {
+                self.check_durable_on(h, ranges)
+                    .map_err(|problem| format!("acknowledged by {}: {problem}", NAMES[by]))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_durable_on(&mut self, h: usize, ranges: &[(u64, u64)]) -> Result<(), String> {
+        for (start, count) in ranges {
+            for sector in *start..start + count {
+                let value = self.hosts[h].disk.durable(sector);
+                self.checker
+                    .durable_allowed(sector, value)
+                    .map_err(|problem| format!("on the disk of {}, {problem}", NAMES[h]))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// R6: blocks that differ are covered by the durable marks of either side.
+    pub fn check_covered(&mut self) {
+        let changes = self.changes();
+        if changes == self.custody.covered_at {
+            return;
+        }
+        self.custody.covered_at = changes;
+        let differing = self.hosts[0].disk.differing_blocks(&self.hosts[1].disk);
+        if differing.is_empty() {
+            return;
+        }
+        let mut covered = Vec::new();
+        for host in &self.hosts {
+            let read = |offset, len| Ok::<_, Infallible>(host.disk.read_metadata(offset, len));
+            let size = self.options.store_size;
+            match meta::durable_dirty(read, size, self.options.metadata) {
+                Ok(ranges) => covered.push(ranges),
+                Err(error) => {
+                    let problem = format!("durable metadata is unreadable: {error}");
+                    return self.fail(problem);
+                }
+            }
+        }
+        let naked = differing.iter().find(|block| {
+            let range = ByteRange::new(**block * BLOCK, BLOCK);
+            !covered.iter().any(|ranges| contains(ranges, range))
+        });
+        if let Some(block) = naked {
+            self.fail(format!(
+                "R6: block {block} differs, and neither side's durable metadata covers it"
+            ));
+        }
+    }
+
+    fn changes(&self) -> [u64; 2] {
+        [self.hosts[0].disk.changes(), self.hosts[1].disk.changes()]
+    }
+
+    /// Nothing is under way anywhere.
+    pub fn quiet(&self) -> bool {
+        let idle = |h: usize| {
+            self.hosts[h].process.is_some()
+                && self.hosts[h].disk.in_flight() == 0
+                && self.client.pending_at(h) == 0
+        };
+        idle(0) && idle(1) && self.network.under_way() == 0
+    }
+
+    /// Both nodes say that they are in sync.
+    pub fn in_sync(&self) -> bool {
+        (0..2).all(|h| {
+            self.status(h).is_some_and(|status| {
+                status.link == LinkState::Connected
+                    && status.disk == DiskState::UpToDate
+                    && status.peer_disk == DiskState::UpToDate
+                    && status.dirty_bytes == 0
+                    && status.resync.is_none()
+            })
+        })
+    }
+
+    fn check_identical(&mut self) {
+        let changes = self.changes();
+        if changes == self.custody.identical_at || !self.in_sync() {
+            return;
+        }
+        self.custody.identical_at = changes;
+        let differing = self.hosts[0].disk.differing_blocks(&self.hosts[1].disk);
+        if let Some(block) = differing.first() {
+            self.fail(format!(
+                "both replicas are UpToDate, Connected and clean, and {} blocks differ, first {block}",
+                differing.len()
+            ));
+        } else if self.custody.named == [true; 2] {
+            // Both are complete, whatever happened before.
+            self.custody.lost = [false; 2];
+        }
+    }
+
+    /// R11: a silent peer holds a guest no longer than the stall timeout.
+    fn check_stall(&mut self, h: usize) {
+        if let Some(since) = self.client.oldest(h) {
+            let spent = self.now.since(since);
+            let allowed = self.options.stall_timeout * 2 + self.slack();
+            if self.serving(h) && spent > allowed {
+                self.fail(format!("a request on {} waits for {spent:?}", NAMES[h]));
+            }
+        }
+    }
+}
+
+/// Whether one of the ordered, disjoint ranges covers all of `range`.
+fn contains(ranges: &[ByteRange], range: ByteRange) -> bool {
+    let at = ranges.partition_point(|candidate| candidate.end < range.end);
+    ranges
+        .get(at)
+        .is_some_and(|candidate| candidate.start <= range.start)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn covering_is_per_block() {
+        let ranges = [ByteRange::new(0, 8192), ByteRange::new(16384, 4096)];
+        assert!(contains(&ranges, ByteRange::new(4096, 4096)));
+        assert!(contains(&ranges, ByteRange::new(16384, 4096)));
+        assert!(!contains(&ranges, ByteRange::new(8192, 4096)));
+        assert!(!contains(&ranges, ByteRange::new(20480, 4096)));
+    }
+}

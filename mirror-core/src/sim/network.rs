@@ -1,0 +1,427 @@
+//! The link between the two nodes.
+//!
+//! Fault model. One connection at a time, first in first out in both directions, with random
+//! delay. A **cut** ends it: each direction still delivers a random number of the frames under
+//! way, and each end hears of it at its own time, up to seconds apart. A **stall** of one
+//! direction holds its bytes and reports nothing, until it is lifted or the connection dies. A
+//! process crash closes the connection in order; a power loss closes it for the other side late
+//! or not at all. Frames of a connection that an end replaced by a newer one may still be
+//! delivered to it under the old number.
+
+use super::buffers::Stamps;
+use crate::node::boundary::ConnectionId;
+use crate::types::Time;
+use crate::wire::HEADER_LEN;
+use std::collections::VecDeque;
+
+const MILLISECOND: u64 = 1_000_000;
+
+/// A frame on the wire.
+#[derive(Debug)]
+pub(super) struct Frame {
+    pub header: [u8; HEADER_LEN],
+    pub body: WireBody,
+}
+
+/// The payload of a frame on the wire.
+#[derive(Debug)]
+pub(super) enum WireBody {
+    None,
+    Data(Stamps),
+    Control(Vec<u8>),
+}
+
+/// What happens on the network at a point in time.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum NetworkEvent {
+    /// The initiator tries.
+    Attempt,
+    /// An end learns that the connection stands.
+    Up { connection: usize, side: usize },
+    /// Something may be delivered to an end.
+    Deliver { connection: usize, side: usize },
+    /// An end learns that the connection broke.
+    Down { connection: usize, side: usize },
+    /// A stall ends.
+    Unstall { from: usize },
+    /// A cut is repaired.
+    Repair,
+}
+
+/// What a host hears.
+#[derive(Debug)]
+pub(super) enum Heard {
+    Up(ConnectionId),
+    Down(ConnectionId),
+    Frame(ConnectionId, Frame),
+}
+
+enum Item {
+    Frame(Frame),
+    End,
+}
+
+/// One end's view of a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum End {
+    /// Stands, and the host was not told yet.
+    Untold,
+    Up,
+    Gone,
+}
+
+struct Connection {
+    ends: [End; 2],
+    /// By receiver.
+    pipes: [VecDeque<(Time, Item)>; 2],
+    last: [Time; 2],
+    broken: bool,
+}
+
+/// What a host lets its driver do.
+#[derive(Clone, Copy, Default, Debug)]
+struct Wish {
+    seeking: bool,
+    welcome: bool,
+}
+
+/// New events, with their delays in nanoseconds.
+pub(super) type Later = Vec<(u64, NetworkEvent)>;
+
+/// The link and all connections it ever carried.
+pub(super) struct Network {
+    initiator: usize,
+    max_delay: u64,
+    wishes: [Wish; 2],
+    cuts: u32,
+    stalled: [bool; 2],
+    attempt_scheduled: bool,
+    connections: Vec<Connection>,
+    rng: fastrand::Rng,
+}
+
+impl Network {
+    pub fn new(initiator: usize, max_delay: u64, rng: fastrand::Rng) -> Network {
+        Network {
+            initiator,
+            max_delay,
+            wishes: [Wish::default(); 2],
+            cuts: 0,
+            stalled: [false; 2],
+            attempt_scheduled: false,
+            connections: Vec::new(),
+            rng,
+        }
+    }
+
+    pub fn start_connecting(&mut self, host: usize, later: &mut Later) {
+        self.wishes[host] = Wish {
+            seeking: true,
+            welcome: true,
+        };
+        self.schedule_attempt(later);
+    }
+
+    pub fn stop_connecting(&mut self, host: usize, later: &mut Later) {
+        self.wishes[host] = Wish::default();
+        for index in self.live() {
+            if self.connections[index].ends[host] == End::Untold {
+                self.leave(index, host, later);
+            }
+        }
+    }
+
+    /// The host closes its end.
+    pub fn close(&mut self, host: usize, id: ConnectionId, later: &mut Later) {
+        if let Some(index) = self.index(host, id)
+            && self.connections[index].ends[host] != End::Gone
+        {
+            self.leave(index, host, later);
+        }
+    }
+
+    pub fn send(
+        &mut self,
+        now: Time,
+        host: usize,
+        id: ConnectionId,
+        frame: Frame,
+        later: &mut Later,
+    ) {
+        if let Some(index) = self.index(host, id)
+            && self.connections[index].ends[host] == End::Up
+            && !self.connections[index].broken
+        {
+            let delay = self.delay();
+            self.push(now, index, 1 - host, delay, Item::Frame(frame), later);
+        }
+    }
+
+    /// The host's process is gone, with its sockets; `silently` if the power failed.
+    pub fn host_died(&mut self, now: Time, host: usize, silently: bool, later: &mut Later) {
+        self.wishes[host] = Wish::default();
+        for index in self.live() {
+            if self.connections[index].ends[host] != End::Gone {
+                self.connections[index].ends[host] = End::Gone;
+                self.connections[index].pipes[host].clear();
+                let delay = match silently {
+                    false => self.delay(),
+                    true if self.rng.bool() => continue,
+                    true => self.rng.u64(0..4000) * MILLISECOND,
+                };
+                self.push(now, index, 1 - host, delay, Item::End, later);
+            }
+        }
+    }
+
+    /// Breaks the connection, and lets none be made for `outage` nanoseconds.
+    pub fn cut(&mut self, outage: u64, later: &mut Later) {
+        self.cuts += 1;
+        later.push((outage, NetworkEvent::Repair));
+        for index in self.live() {
+            self.connections[index].broken = true;
+            for side in 0..2 {
+                let pipe = &mut self.connections[index].pipes[side];
+                let kept = self.rng.usize(0..=pipe.len());
+                pipe.truncate(kept);
+                let heard = match self.rng.u8(0..4) {
+                    0 => 0,
+                    1 => self.rng.u64(0..10) * MILLISECOND,
+                    2 => self.rng.u64(0..500) * MILLISECOND,
+                    _ => self.rng.u64(0..4000) * MILLISECOND,
+                };
+                later.push((
+                    heard,
+                    NetworkEvent::Down {
+                        connection: index,
+                        side,
+                    },
+                ));
+            }
+        }
+    }
+
+    /// Holds everything that `from` sends for `span` nanoseconds.
+    pub fn stall(&mut self, from: usize, span: u64, later: &mut Later) {
+        if !self.stalled[from] {
+            self.stalled[from] = true;
+            later.push((span, NetworkEvent::Unstall { from }));
+        }
+    }
+
+    /// Lifts every fault.
+    pub fn heal(&mut self, later: &mut Later) {
+        self.cuts = 0;
+        for from in 0..2 {
+            self.unstall(from, later);
+        }
+    }
+
+    /// Whether no fault is on the link.
+    pub fn sound(&self) -> bool {
+        self.cuts == 0 && self.stalled == [false; 2]
+    }
+
+    /// Frames and ends of connections under way.
+    pub fn under_way(&self) -> usize {
+        self.connections
+            .iter()
+            .map(|connection| connection.pipes[0].len() + connection.pipes[1].len())
+            .sum()
+    }
+
+    /// Carries out an event; what a host hears of it, and which.
+    pub fn happen(
+        &mut self,
+        now: Time,
+        event: NetworkEvent,
+        later: &mut Later,
+    ) -> Option<(usize, Heard)> {
+        match event {
+            NetworkEvent::Attempt => {
+                self.attempt_scheduled = false;
+                self.attempt(later);
+                None
+            }
+            NetworkEvent::Up { connection, side } => {
+                if self.connections[connection].ends[side] != End::Untold {
+                    return None;
+                }
+                self.replace_older(connection, side, later);
+                self.wishes[side].seeking = false;
+                self.connections[connection].ends[side] = End::Up;
+                for _ in 0..self.connections[connection].pipes[side].len() {
+                    later.push((0, NetworkEvent::Deliver { connection, side }));
+                }
+                Some((side, Heard::Up(id(connection, side))))
+            }
+            NetworkEvent::Deliver { connection, side } => self.deliver(now, connection, side),
+            NetworkEvent::Down { connection, side } => {
+                let told = self.connections[connection].ends[side];
+                self.connections[connection].ends[side] = End::Gone;
+                self.connections[connection].pipes[side].clear();
+                match told {
+                    End::Up => Some((side, Heard::Down(id(connection, side)))),
+                    End::Untold => {
+                        // The driver's attempt failed before it was reported; it tries again.
+                        self.schedule_attempt(later);
+                        None
+                    }
+                    End::Gone => None,
+                }
+            }
+            NetworkEvent::Unstall { from } => {
+                self.unstall(from, later);
+                None
+            }
+            NetworkEvent::Repair => {
+                self.cuts = self.cuts.saturating_sub(1);
+                None
+            }
+        }
+    }
+
+    fn attempt(&mut self, later: &mut Later) {
+        if !self.wishes[self.initiator].seeking {
+            return;
+        }
+        let possible =
+            self.cuts == 0 && self.stalled == [false; 2] && self.wishes[1 - self.initiator].welcome;
+        if !possible {
+            self.schedule_attempt(later);
+            return;
+        }
+        self.wishes[self.initiator].seeking = false;
+        let connection = self.connections.len();
+        self.connections.push(Connection {
+            ends: [End::Untold; 2],
+            pipes: [VecDeque::new(), VecDeque::new()],
+            last: [Time(0); 2],
+            broken: false,
+        });
+        for side in 0..2 {
+            let delay = self.delay();
+            later.push((delay, NetworkEvent::Up { connection, side }));
+        }
+    }
+
+    fn deliver(&mut self, now: Time, connection: usize, side: usize) -> Option<(usize, Heard)> {
+        let entry = &mut self.connections[connection];
+        if entry.ends[side] == End::Gone {
+            entry.pipes[side].clear();
+            return None;
+        }
+        let held = self.stalled[1 - side] && !entry.broken;
+        let due = entry.pipes[side].front().is_some_and(|(at, _)| *at <= now);
+        if held || !due || entry.ends[side] == End::Untold {
+            return None;
+        }
+        match entry.pipes[side].pop_front()?.1 {
+            Item::Frame(frame) => Some((side, Heard::Frame(id(connection, side), frame))),
+            Item::End => {
+                entry.ends[side] = End::Gone;
+                entry.pipes[side].clear();
+                Some((side, Heard::Down(id(connection, side))))
+            }
+        }
+    }
+
+    /// A newer connection came up at `side`: the driver drops older ones now or a little later.
+    fn replace_older(&mut self, newer: usize, side: usize, later: &mut Later) {
+        for index in self.live() {
+            if index < newer && self.connections[index].ends[side] != End::Gone && self.rng.bool() {
+                self.leave(index, side, later);
+            }
+        }
+    }
+
+    fn leave(&mut self, index: usize, host: usize, later: &mut Later) {
+        self.connections[index].ends[host] = End::Gone;
+        self.connections[index].pipes[host].clear();
+        if self.connections[index].broken {
+            return;
+        }
+        // A reset may discard what was under way to the other end.
+        if self.rng.bool() {
+            let pipe = &mut self.connections[index].pipes[1 - host];
+            let kept = self.rng.usize(0..=pipe.len());
+            pipe.truncate(kept);
+        }
+        let delay = self.delay();
+        let last = self.connections[index].last[1 - host];
+        self.push(last, index, 1 - host, delay, Item::End, later);
+    }
+
+    fn push(
+        &mut self,
+        now: Time,
+        connection: usize,
+        side: usize,
+        delay: u64,
+        item: Item,
+        later: &mut Later,
+    ) {
+        let entry = &mut self.connections[connection];
+        let at = Time(now.0 + delay).max(entry.last[side]);
+        entry.last[side] = at;
+        entry.pipes[side].push_back((at, item));
+        later.push((
+            at.0.saturating_sub(now.0),
+            NetworkEvent::Deliver { connection, side },
+        ));
+    }
+
+    fn unstall(&mut self, from: usize, later: &mut Later) {
+        self.stalled[from] = false;
+        for index in self.live() {
+            let side = 1 - from;
+            for (at, _) in &self.connections[index].pipes[side] {
+                // Due or not, one more look at the pipe does no harm.
+                let _ = at;
+                later.push((
+                    1,
+                    NetworkEvent::Deliver {
+                        connection: index,
+                        side,
+                    },
+                ));
+            }
+        }
+    }
+
+    fn schedule_attempt(&mut self, later: &mut Later) {
+        if !self.attempt_scheduled && self.wishes[self.initiator].seeking {
+            self.attempt_scheduled = true;
+            let pause = self.rng.u64(1..200) * MILLISECOND;
+            later.push((pause, NetworkEvent::Attempt));
+        }
+    }
+
+    fn delay(&mut self) -> u64 {
+        match self.rng.u8(0..16) {
+            0..4 => 0,
+            4..15 => self.rng.u64(0..=self.max_delay),
+            _ => self.rng.u64(0..=self.max_delay * 20),
+        }
+    }
+
+    fn live(&self) -> Vec<usize> {
+        let first = self.connections.len().saturating_sub(64);
+        (first..self.connections.len())
+            .filter(|index| self.connections[*index].ends != [End::Gone; 2])
+            .collect()
+    }
+
+    fn index(&self, host: usize, id: ConnectionId) -> Option<usize> {
+        let index = (id.0 / 2).checked_sub(1)? as usize;
+        (id.0 as usize % 2 == host && index < self.connections.len()).then_some(index)
+    }
+}
+
+/// The two ends number a connection differently, so that mixing them up shows.
+fn id(connection: usize, side: usize) -> ConnectionId {
+    ConnectionId((connection as u64 + 1) * 2 + side as u64)
+}
+
+#[cfg(test)]
+mod tests;

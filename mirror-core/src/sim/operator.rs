@@ -1,0 +1,341 @@
+//! The operator: makes the first Primary, gives commands at random, and in the end heals
+//! everything. He is sane: without its peer he promotes a node only when it may go alone, and he
+//! never promotes two.
+
+use super::cluster::{Cluster, Event, Phase};
+use super::host::NAMES;
+use super::options::{Beginning, Scenario};
+use super::split_brain::SplitBrain;
+use crate::control::CommandOutcome;
+use crate::error::Refusal;
+use crate::node::boundary::{Command, CommandId, Input, PrimaryMode};
+use crate::types::{DiskState, LinkState, Role, Time};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// How long healing may take, of virtual time.
+const HEAL_TIME: Duration = Duration::from_secs(240);
+
+/// The operator's notes.
+pub(super) struct Operator {
+    waiting: BTreeMap<CommandId, (usize, Command)>,
+    next_command: u64,
+    /// Who is to be Primary next, after a demotion.
+    heir: Option<usize>,
+    storm_ends: Time,
+    next_whim: Time,
+    /// A command with force was given, so that rules may be overridden.
+    pub forced: bool,
+    pub split: SplitBrain,
+    pub rng: fastrand::Rng,
+}
+
+impl Operator {
+    pub fn new(rng: fastrand::Rng) -> Operator {
+        Operator {
+            waiting: BTreeMap::new(),
+            next_command: 0,
+            heir: None,
+            storm_ends: Time(u64::MAX),
+            next_whim: Time(0),
+            forced: false,
+            split: SplitBrain::Not,
+            rng,
+        }
+    }
+
+    fn promoting(&self) -> bool {
+        let mut commands = self.waiting.values();
+        commands.any(|(_, command)| matches!(command, Command::Primary(_)))
+    }
+
+    pub fn busy(&self, h: usize) -> bool {
+        self.waiting.values().any(|(host, _)| *host == h)
+    }
+}
+
+impl Cluster {
+    pub fn operator_step(&mut self) {
+        match self.phase {
+            Phase::Setup => self.set_up(),
+            Phase::Storm if self.operator.split != SplitBrain::Not => self.split_brain_step(),
+            Phase::Storm => self.storm(),
+            Phase::Heal { deadline } => self.heal(deadline),
+            Phase::Verify { deadline } => {
+                if self.now > deadline {
+                    self.fail("the replicas cannot be read back in time".to_owned());
+                }
+            }
+            Phase::Over => return,
+        }
+        let pause = self.operator.rng.u64(10_000_000..100_000_000);
+        self.schedule(pause, Event::Operator);
+    }
+
+    /// Gives a command.
+    pub fn command(&mut self, h: usize, what: Command) {
+        if self.hosts[h].process.is_none() {
+            return;
+        }
+        self.operator.next_command += 1;
+        let command = CommandId(self.operator.next_command);
+        self.operator.waiting.insert(command, (h, what));
+        self.stats.commands += 1;
+        if what == Command::Down
+            && let Some(process) = &mut self.hosts[h].process
+        {
+            process.asked_down = true;
+        }
+        self.feed(h, Input::Command { command, what });
+    }
+
+    /// A command is answered.
+    pub fn commanded(
+        &mut self,
+        h: usize,
+        command: CommandId,
+        result: Result<CommandOutcome, Refusal>,
+    ) {
+        let Some((host, what)) = self.operator.waiting.remove(&command) else {
+            return self.fail(format!("{command:?} is answered, and nobody gave it"));
+        };
+        if host != h {
+            return self.fail(format!("{command:?} is answered by the wrong node"));
+        }
+        match (what, result) {
+            (Command::Primary(_), Ok(_)) => {
+                self.stats.promotions += 1;
+                if self.phase == Phase::Setup {
+                    self.begin_storm();
+                }
+            }
+            (Command::Down, Err(_)) => {
+                if let Some(process) = &mut self.hosts[h].process {
+                    process.asked_down = false;
+                }
+            }
+            (_, Ok(_)) => {}
+            (_, Err(_)) => self.stats.refusals += 1,
+        }
+    }
+
+    /// The machine is down: its commands are never answered.
+    pub fn operator_lost(&mut self, h: usize) {
+        self.operator.waiting.retain(|_, (host, _)| *host != h);
+    }
+
+    fn set_up(&mut self) {
+        if self.now > Time(60_000_000_000) {
+            return self.fail("the mirror cannot be initialised in time".to_owned());
+        }
+        let h = self.options.first_primary;
+        let connected = self
+            .status(h)
+            .is_some_and(|s| s.link == LinkState::Connected);
+        if self.operator.busy(h) || !connected {
+            return;
+        }
+        let mode = match self.options.beginning {
+            Beginning::FullSync => PrimaryMode::Initial,
+            Beginning::AssumeClean => PrimaryMode::InitialAssumeClean,
+        };
+        self.command(h, Command::Primary(mode));
+    }
+
+    fn begin_storm(&mut self) {
+        self.phase = Phase::Storm;
+        self.operator.storm_ends = self.now.after(self.options.storm);
+        self.operator.next_whim = self.now.after(self.options.operator_gap);
+        self.next_fault();
+        self.start_client();
+    }
+
+    fn storm(&mut self) {
+        if self.now > self.operator.storm_ends {
+            if self.options.scenario == Scenario::InsaneOperator {
+                self.operator.split = SplitBrain::Begin;
+            } else {
+                self.begin_healing();
+            }
+            return;
+        }
+        self.care(50);
+        if self.now < self.operator.next_whim {
+            return;
+        }
+        let gap = self.options.operator_gap.as_nanos() as u64;
+        self.operator.next_whim = Time(self.now.0 + self.operator.rng.u64(gap / 4..gap * 2));
+        let h = self.operator.rng.usize(0..2);
+        let serving = (0..2).find(|h| self.serving(*h));
+        match (self.operator.rng.u8(0..12), serving) {
+            (0..3, Some(s)) => {
+                // A handover: the heir is promoted once nobody serves.
+                let heir = if self.operator.rng.u8(0..4) == 0 {
+                    s
+                } else {
+                    1 - s
+                };
+                self.operator.heir = Some(heir);
+                self.command(s, Command::Secondary);
+            }
+            // The node must refuse: it knows that its peer is Primary.
+            (3, Some(s)) if self.knows_primary(1 - s) => {
+                self.command(1 - s, Command::Primary(PrimaryMode::Ordinary));
+            }
+            (4, _) => self.command(h, Command::Disconnect),
+            (5, Some(s)) if self.connected(s) => self.command(1 - s, Command::Invalidate),
+            (6, _) => self.command(h, Command::PauseResync),
+            (7, _) => self.command(h, Command::ResumeResync),
+            (8, _) => self.command(h, Command::Down),
+            (9, _) => self.command(
+                h,
+                Command::Connect {
+                    discard_my_data: false,
+                },
+            ),
+            // Both are asked at once: at most one may win.
+            (10, None) if self.both_connected() && !self.operator.promoting() => {
+                self.command(h, Command::Primary(PrimaryMode::Ordinary));
+                self.command(1 - h, Command::Primary(PrimaryMode::Ordinary));
+            }
+            (11, None) => {
+                // Freshly started and alone: the node itself must know whether it may.
+                let fresh = self.hosts[h].process.as_ref().is_some_and(|p| p.fresh);
+                if fresh && self.hosts[1 - h].process.is_none() {
+                    self.command(h, Command::Primary(PrimaryMode::Ordinary));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn connected(&self, h: usize) -> bool {
+        self.status(h)
+            .is_some_and(|s| s.link == LinkState::Connected)
+    }
+
+    fn both_connected(&self) -> bool {
+        self.connected(0) && self.connected(1) && self.network.sound()
+    }
+
+    fn knows_primary(&self, h: usize) -> bool {
+        self.status(h)
+            .is_some_and(|s| s.link == LinkState::Connected && s.peer_role == Role::Primary)
+    }
+
+    /// What a caring operator does now and then: connect what stands alone, promote somebody.
+    fn care(&mut self, percent: u32) {
+        for h in 0..2 {
+            let alone = self
+                .status(h)
+                .is_some_and(|s| s.link == LinkState::StandAlone);
+            if alone && !self.operator.busy(h) && self.operator.rng.u32(0..400) < percent {
+                self.command(
+                    h,
+                    Command::Connect {
+                        discard_my_data: false,
+                    },
+                );
+            }
+        }
+        let nobody = (0..2).all(|h| !self.serving(h));
+        if nobody && !self.operator.promoting() && self.operator.rng.u32(0..100) < percent {
+            self.promote_somebody();
+        }
+    }
+
+    fn promote_somebody(&mut self) {
+        let first = match self.operator.heir.take() {
+            Some(heir) => heir,
+            None => self.operator.rng.usize(0..2),
+        };
+        for h in [first, 1 - first] {
+            let Some(status) = self.status(h) else {
+                continue;
+            };
+            let peer_is_primary = self.status(1 - h).is_some_and(|s| s.role == Role::Primary);
+            let with_peer = status.link == LinkState::Connected;
+            let alone = self.custody.may_go_alone(h);
+            if status.disk == DiskState::UpToDate && !peer_is_primary && (with_peer || alone) {
+                self.tell(h, "is chosen to be Primary");
+                self.stats.failovers += u64::from(!with_peer);
+                return self.command(h, Command::Primary(PrimaryMode::Ordinary));
+            }
+        }
+    }
+
+    pub fn begin_healing(&mut self) {
+        self.tell(0, "and b: faults are over");
+        self.phase = Phase::Heal {
+            deadline: self.now.after(HEAL_TIME),
+        };
+        self.heal_faults();
+    }
+
+    fn heal(&mut self, deadline: Time) {
+        if self.now > deadline {
+            let states = [0, 1].map(|h| format!("{}: {:?}", NAMES[h], self.status(h)));
+            return self.fail(format!("not healed in time; {}", states.join("; ")));
+        }
+        for h in 0..2 {
+            let paused = self
+                .status(h)
+                .and_then(|s| s.resync)
+                .is_some_and(|r| r.paused);
+            if paused && !self.operator.busy(h) {
+                self.command(h, Command::ResumeResync);
+            }
+        }
+        self.care(100);
+        let serving = (0..2).find(|h| self.serving(*h));
+        let done = self.client.asked() >= self.options.requests || {
+            // A guest that could ask little because nobody served asks no more.
+            self.now.after(HEAL_TIME / 2) > deadline
+        };
+        self.client.held |= done;
+        if serving.is_some() && done && self.quiet() && self.in_sync() && self.both_hold() {
+            self.converged();
+        }
+    }
+
+    fn both_hold(&self) -> bool {
+        (0..2).filter_map(|h| self.status(h)).all(|status| {
+            let named = |name: &&str| status.holders.iter().any(|holder| holder == name);
+            NAMES.iter().all(named)
+        })
+    }
+
+    fn converged(&mut self) {
+        self.tell(0, "and b: in sync again");
+        self.check_covered();
+        for h in [0, 1] {
+            let held = self.hosts[h]
+                .process
+                .as_ref()
+                .map_or(0, |p| p.buffers.held());
+            if held > 0 {
+                self.fail(format!("{}: {held} buffers leaked", NAMES[h]));
+            }
+        }
+        self.stats.resyncs += (0..2)
+            .filter_map(|h| self.status(h))
+            .map(|s| s.counters.resyncs)
+            .sum::<u64>();
+        let differing = self.hosts[0].disk.differing_blocks(&self.hosts[1].disk);
+        if !differing.is_empty() {
+            self.fail(format!(
+                "{} blocks differ after everything was healed",
+                differing.len()
+            ));
+        }
+        self.begin_verification();
+        self.phase = Phase::Verify {
+            deadline: self.now.after(HEAL_TIME),
+        };
+    }
+
+    /// Everything was read back.
+    pub fn verified(&mut self) {
+        self.phase = Phase::Over;
+    }
+}

@@ -1,0 +1,166 @@
+//! The insane operator: with the peer alive and serving behind a cut link, he promotes the other
+//! node by force. The split brain must be noticed, never merged silently, and end when one side
+//! discards its data.
+
+use super::cluster::Cluster;
+use super::host::NAMES;
+use crate::node::boundary::{Command, PrimaryMode};
+use crate::types::{LinkState, Role, Time};
+
+const SECOND: u64 = 1_000_000_000;
+
+/// How far the story has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum SplitBrain {
+    Not,
+    /// Wait until both are in sync and one serves.
+    Begin,
+    /// The link is cut; promote the other by force.
+    Force {
+        other: usize,
+        until: Time,
+    },
+    /// Both serve; wait until both acknowledged writes.
+    Diverge {
+        acknowledged: [u64; 2],
+        until: Time,
+    },
+    /// The link is back: nothing may be merged until this time.
+    Stand {
+        until: Time,
+    },
+    /// The loser gives up its role and its data.
+    Resolve {
+        loser: usize,
+        until: Time,
+    },
+}
+
+impl Cluster {
+    pub fn split_brain_step(&mut self) {
+        match self.operator.split {
+            SplitBrain::Not => {}
+            SplitBrain::Begin => self.split_begin(),
+            SplitBrain::Force { other, until } => self.split_force(other, until),
+            SplitBrain::Diverge {
+                acknowledged,
+                until,
+            } => self.split_diverge(acknowledged, until),
+            SplitBrain::Stand { until } => self.split_stand(until),
+            SplitBrain::Resolve { loser, until } => self.split_resolve(loser, until),
+        }
+    }
+
+    fn split_begin(&mut self) {
+        let Some(serving) = (0..2).find(|h| self.serving(*h)) else {
+            // Faults left nobody in service: this seed tells the sane story.
+            self.operator.split = SplitBrain::Not;
+            return self.begin_healing();
+        };
+        if !self.in_sync() || self.serving(1 - serving) {
+            self.operator.split = SplitBrain::Not;
+            return self.begin_healing();
+        }
+        self.tell(serving, "and its peer are parted for a split brain");
+        self.operator.forced = true;
+        self.client.blind = true;
+        // The guest's history so far was checked; the budget for what follows is extra.
+        self.options.requests = self.client.asked() + 400;
+        self.network.cut(20 * SECOND, &mut self.later);
+        self.flush_network();
+        self.operator.split = SplitBrain::Force {
+            other: 1 - serving,
+            until: Time(self.now.0 + 15 * SECOND),
+        };
+    }
+
+    fn split_force(&mut self, other: usize, until: Time) {
+        if self.serving(other) && self.serving(1 - other) {
+            self.operator.split = SplitBrain::Diverge {
+                acknowledged: self.client.acknowledged,
+                until: Time(self.now.0 + 15 * SECOND),
+            };
+        } else if self.now > until {
+            self.fail(format!("{} cannot be promoted by force", NAMES[other]));
+        } else if !self.operator.busy(other) && !self.serving(other) {
+            self.command(other, Command::Primary(PrimaryMode::Force));
+        }
+    }
+
+    fn split_diverge(&mut self, before: [u64; 2], until: Time) {
+        let now = self.client.acknowledged;
+        if now[0] > before[0] + 3 && now[1] > before[1] + 3 {
+            self.client.held = true;
+            self.network.heal(&mut self.later);
+            self.flush_network();
+            self.operator.split = SplitBrain::Stand {
+                until: Time(self.now.0 + 8 * SECOND),
+            };
+        } else if self.now > until {
+            self.fail("two forced Primaries do not serve".to_owned());
+        }
+    }
+
+    fn split_stand(&mut self, until: Time) {
+        let merged = (0..2).any(|h| {
+            self.status(h)
+                .is_some_and(|s| s.link == LinkState::Connected || s.resync.is_some())
+        });
+        if merged {
+            return self.fail("a split brain is merged silently".to_owned());
+        }
+        if self.now > until {
+            if self.client.pending_at(0) + self.client.pending_at(1) > 0 {
+                return self.fail("requests are stuck in a split brain".to_owned());
+            }
+            let loser = self.operator.rng.usize(0..2);
+            self.tell(loser, "is to discard its data");
+            let winner = &self.hosts[1 - loser].disk;
+            self.checker.adopt(|sector| winner.view(sector));
+            self.custody.named = [loser == 1, loser == 0];
+            self.custody.lost = [false; 2];
+            self.operator.split = SplitBrain::Resolve {
+                loser,
+                until: Time(self.now.0 + 60 * SECOND),
+            };
+        }
+    }
+
+    fn split_resolve(&mut self, loser: usize, until: Time) {
+        let (Some(mine), Some(winner)) = (self.status(loser), self.status(1 - loser)) else {
+            return;
+        };
+        if self.operator.busy(loser) || self.operator.busy(1 - loser) {
+            return;
+        }
+        if mine.role == Role::Primary {
+            self.command(loser, Command::Secondary);
+        } else if mine.link != LinkState::Connected {
+            if mine.link == LinkState::StandAlone {
+                self.command(
+                    loser,
+                    Command::Connect {
+                        discard_my_data: true,
+                    },
+                );
+            }
+            if winner.link == LinkState::StandAlone {
+                self.command(
+                    1 - loser,
+                    Command::Connect {
+                        discard_my_data: false,
+                    },
+                );
+            }
+        } else {
+            self.operator.split = SplitBrain::Not;
+            self.operator.forced = false;
+            self.client.blind = false;
+            self.client.held = false;
+            self.begin_healing();
+        }
+        if self.now > until {
+            self.fail("discarding one side does not end the split brain".to_owned());
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! `kagami sim`: the simulator's front.
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use mirror_core::sim::{self, Report};
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Runs the core in a simulated world and checks every promise it makes.
+#[derive(Args, Debug)]
+pub struct SimArgs {
+    /// Run this seed and say what it derived.
+    #[arg(long, conflicts_with = "seeds")]
+    seed: Option<u64>,
+    /// Print everything that happens.
+    #[arg(long, requires = "seed")]
+    trace: bool,
+    /// Run this many seeds.
+    #[arg(long, required_unless_present = "seed")]
+    seeds: Option<u64>,
+    /// The first of them.
+    #[arg(long, default_value_t = 0, requires = "seeds")]
+    from: u64,
+    /// Threads to run them on; as many as the machine has by default.
+    #[arg(long, requires = "seeds")]
+    threads: Option<usize>,
+}
+
+/// Totals over seeds.
+#[derive(Default)]
+struct Totals {
+    seeds: u64,
+    requests: u64,
+    acknowledged_writes: u64,
+    faults: u64,
+    failovers: u64,
+    virtual_time: Duration,
+    violations: Vec<Report>,
+}
+
+impl Totals {
+    fn add(&mut self, report: Report) {
+        self.seeds += 1;
+        self.requests += report.stats.requests;
+        self.acknowledged_writes += report.stats.acknowledged_writes;
+        self.faults += report.stats.faults.total();
+        self.failovers += report.stats.failovers;
+        self.virtual_time += report.stats.virtual_time;
+        if report.violation.is_some() {
+            self.violations.push(report);
+        }
+    }
+}
+
+/// Carries out the verb; fails when a violation was found.
+pub fn run(args: &SimArgs) -> ExitCode {
+    match args.seed {
+        Some(seed) => run_one(seed, args.trace),
+        None => run_many(args),
+    }
+}
+
+fn run_one(seed: u64, trace: bool) -> ExitCode {
+    let report = sim::run(seed, trace);
+    println!("{report}");
+    exit(report.violation.is_none())
+}
+
+fn run_many(args: &SimArgs) -> ExitCode {
+    let seeds = args.seeds.unwrap_or(1);
+    let threads = args
+        .threads
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |count| count.get()));
+    let bar = ProgressBar::new(seeds);
+    if let Ok(style) =
+        ProgressStyle::with_template("{bar:40} {pos}/{len} seeds, {per_sec}, ETA {eta}")
+    {
+        bar.set_style(style);
+    }
+    let next = AtomicU64::new(args.from);
+    let stop = AtomicBool::new(false);
+    let totals = Mutex::new(Totals::default());
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= args.from.saturating_add(seeds) {
+                        break;
+                    }
+                    let report = sim::run(seed, false);
+                    let mut totals = match totals.lock() {
+                        Ok(totals) => totals,
+                        Err(poisoned) => poisoned.into_inner(),
+                    };
+                    totals.add(report);
+                    // A handful of examples is enough to work on.
+                    stop.fetch_or(totals.violations.len() >= 10, Ordering::Relaxed);
+                    bar.inc(1);
+                }
+            });
+        }
+    });
+    bar.finish_and_clear();
+    let totals = totals.into_inner().unwrap_or_default();
+    summarise(&totals, started.elapsed());
+    exit(totals.violations.is_empty())
+}
+
+fn summarise(totals: &Totals, wall: Duration) {
+    for report in &totals.violations {
+        println!("{report}\n");
+    }
+    println!(
+        "{} seeds, {} requests ({} writes acknowledged), {} faults, {} failovers, {:.1} virtual \
+         hours in {:.1} s, {} violations",
+        totals.seeds,
+        totals.requests,
+        totals.acknowledged_writes,
+        totals.faults,
+        totals.failovers,
+        totals.virtual_time.as_secs_f64() / 3600.0,
+        wall.as_secs_f64(),
+        totals.violations.len()
+    );
+}
+
+fn exit(good: bool) -> ExitCode {
+    if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
