@@ -127,6 +127,16 @@ pub struct WriteLoad {
     pub durable_every: u64,
 }
 
+/// Sets a load's stop flag when dropped, so that the load ends also when the test fails meanwhile.
+#[derive(Debug)]
+pub struct StopOnDrop<'a>(pub &'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// What a load met.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LoadReport {
@@ -151,6 +161,37 @@ enum InFlight {
 }
 
 impl WriteLoad {
+    /// Writes every block of the range once, from first to last.
+    ///
+    /// # Panics
+    ///
+    /// When the server is lost or answers with an error.
+    pub fn write_each(&self, address: &NbdAddress, ledger: &mut Ledger) {
+        let mut client = NbdClient::connect(address, "").expect("the mirror is served");
+        let mut in_flight = HashMap::new();
+        let mut left = self.first_block..self.first_block + self.blocks;
+        loop {
+            while in_flight.len() < self.depth {
+                let Some(block) = left.next() else { break };
+                let stamp = ledger.issue(block);
+                let command = NbdCommand::Write { fua: false };
+                let cookie = client
+                    .send(command, block * BLOCK as u64, &content(block, stamp))
+                    .expect("the mirror takes writes");
+                in_flight.insert(cookie, (block, stamp));
+            }
+            if in_flight.is_empty() {
+                return;
+            }
+            let reply = client.receive().expect("the mirror answers writes");
+            assert_eq!(reply.error, 0, "the mirror answered a write with an error");
+            let (block, stamp) = in_flight
+                .remove(&reply.cookie)
+                .expect("a reply to a request");
+            ledger.acknowledge(block, stamp);
+        }
+    }
+
     /// Writes until `stop` is set or the server is lost, and notes every acknowledgement.
     ///
     /// # Panics
@@ -228,6 +269,9 @@ impl WriteLoad {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::process::Process;
+    use crate::tool::Tool;
+    use crate::wait::pace;
 
     fn ledger_with(acknowledged: bool) -> (Ledger, u64) {
         let mut ledger = Ledger::default();
@@ -272,5 +316,55 @@ mod tests {
     fn a_misplaced_write_is_found() {
         let (mut ledger, second) = ledger_with(true);
         ledger.verify_block(5, &content(6, second));
+    }
+
+    /// Against a server that is known to be right: the load runs, every write is found again, and
+    /// a write behind the ledger's back is noticed.
+    #[test]
+    fn load_and_ledger_agree_with_nbdkit() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("nbd.sock");
+        let mut command = Tool::new("nbdkit")
+            .args(["--foreground", "--unix"])
+            .arg(&socket)
+            .args(["memory", "16M"])
+            .into_command();
+        let server = Process::start("nbdkit", &mut command);
+        let address = NbdAddress::Unix(socket);
+        let load = WriteLoad {
+            first_block: 100,
+            blocks: 1000,
+            depth: 8,
+            durable_every: 10,
+        };
+        let mut ledger = Ledger::default();
+        let stop = AtomicBool::new(false);
+        let report = std::thread::scope(|scope| {
+            let running = scope.spawn(|| load.run(&address, &stop, &mut ledger));
+            pace(Duration::from_millis(200));
+            stop.store(true, Ordering::Relaxed);
+            running.join().unwrap()
+        });
+        assert!(!report.lost && report.writes > 0);
+        load.write_each(&address, &mut ledger);
+        assert_eq!(ledger.acknowledged(), report.writes + 1000);
+        let mut client = NbdClient::connect(&address, "").unwrap();
+        assert_eq!(client.size(), 16 << 20);
+        ledger.verify(&mut client);
+        client.write(500 * 4096, &content(500, 1), true).unwrap();
+        let betrayed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            ledger.verify(&mut client);
+        }));
+        assert!(betrayed.is_err());
+
+        // A server that dies ends the load with what was acknowledged.
+        let stop = AtomicBool::new(false);
+        let report = std::thread::scope(|scope| {
+            let running = scope.spawn(|| load.run(&address, &stop, &mut ledger));
+            pace(Duration::from_millis(100));
+            server.kill();
+            running.join().unwrap()
+        });
+        assert!(report.lost);
     }
 }

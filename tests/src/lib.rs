@@ -37,7 +37,7 @@ pub use binaries::{binary, target_directory};
 pub use cluster::{
     Cluster, ClusterOptions, CommandResult, DropRule, GIB, KIB, MIB, MetadataPlace, Node,
 };
-pub use ledger::{Ledger, LoadReport, WriteLoad};
+pub use ledger::{Ledger, LoadReport, StopOnDrop, WriteLoad};
 pub use nbd::{NbdAddress, NbdClient, NbdCommand, NbdError, Reply};
 pub use process::Process;
 pub use proxy::{Proxy, ProxyMode};
