@@ -675,6 +675,9 @@ impl Drop for Cluster {
             for node in Node::BOTH {
                 let text = self.log_text(node);
                 let lines: Vec<&str> = text.lines().collect();
+                if lines.is_empty() {
+                    continue;
+                }
                 let tail = &lines[lines.len().saturating_sub(60)..];
                 eprintln!("--- log of {} (its end)\n{}", node.name(), tail.join("\n"));
             }
