@@ -2,7 +2,7 @@
 //!
 //! A message on the control socket is a little-endian `u32` length and that many bytes of
 //! [`bincode`] in its fixed-width little-endian configuration, at most
-//! [`MAX_CONTROL_MESSAGE`](crate::limits::MAX_CONTROL_MESSAGE). A client sends one [`Request`]
+//! [`MAX_CONTROL_MESSAGE`]. A client sends one [`Request`]
 //! and reads one [`Response`]; the connection may carry any number of such pairs. [`PROTOCOL`]
 //! changes when the encoding of any of these types does.
 

@@ -1,0 +1,111 @@
+//! A resync moves what changed and little more.
+
+use kagami_tests::{
+    Cluster, ClusterOptions, Deadline, GIB, Ledger, MIB, NbdCommand, Node, WriteLoad, pace,
+    wait_until,
+};
+use mirror_core::limits::{ACTIVITY_LOG_SLOTS, BLOCK, EXTENT};
+use std::collections::HashSet;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+/// What the protocol may add to `bytes` of blocks: 3 %.
+fn with_overhead(bytes: u64) -> u64 {
+    bytes + bytes * 3 / 100
+}
+
+#[test]
+fn after_a_disconnection_only_written_blocks_move() {
+    let cluster = Cluster::mirrored(ClusterOptions {
+        disk_size: GIB,
+        ..ClusterOptions::default()
+    });
+    for count in [2_000, 8_000] {
+        cluster.verb(Node::A, "disconnect", &[]).expect_code(0);
+        let mut client = cluster.nbd(Node::A);
+        let mut blocks = HashSet::new();
+        while blocks.len() < count {
+            blocks.insert(fastrand::u64(..GIB / BLOCK));
+        }
+        let data: Vec<u8> = (0..BLOCK).map(|_| fastrand::u8(1..)).collect();
+        for batch in blocks.iter().collect::<Vec<_>>().chunks(32) {
+            for block in batch {
+                let command = NbdCommand::Write { fua: false };
+                client.send(command, *block * BLOCK, &data).unwrap();
+            }
+            for _ in batch {
+                assert_eq!(client.receive().unwrap().error, 0);
+            }
+        }
+        client.flush().unwrap();
+        let before = cluster.status(Node::A);
+        assert_eq!(before.dirty_bytes, count as u64 * BLOCK);
+
+        // The peer noticed the parting and looks for us by itself.
+        cluster.verb(Node::A, "connect", &[]).expect_code(0);
+        cluster.wait_mirrored();
+        let after = cluster.status(Node::A);
+        cluster.assert_identical();
+
+        let written = count as u64 * BLOCK;
+        let moved = after.link_bytes() - before.link_bytes();
+        println!(
+            "{count} blocks ({written} bytes) written apart: {moved} bytes on the link, {:+.2} %",
+            100.0 * (moved as f64 / written as f64 - 1.0)
+        );
+        assert!(moved >= written, "unequal blocks cannot have been copied");
+        assert!(
+            moved <= with_overhead(written),
+            "{moved} bytes for {written}"
+        );
+    }
+}
+
+#[test]
+fn after_a_crash_of_a_busy_primary_only_the_activity_log_moves() {
+    const BUSY_EXTENTS: u64 = 24;
+    let mut cluster = Cluster::mirrored(ClusterOptions {
+        disk_size: 8 * GIB,
+        ..ClusterOptions::default()
+    });
+    let load = WriteLoad {
+        first_block: 3 * GIB / BLOCK,
+        blocks: BUSY_EXTENTS * EXTENT / BLOCK,
+        depth: 32,
+        durable_every: 0,
+    };
+    let mut ledger = Ledger::default();
+    let stop = AtomicBool::new(false);
+    let address = cluster.nbd_address(Node::A, 0).clone();
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| load.run(&address, &stop, &mut ledger));
+        pace(Duration::from_secs(2));
+        cluster.kill(Node::A);
+        assert!(running.join().expect("the load met no error").lost);
+    });
+    cluster.start(Node::A);
+    cluster.wait_mirrored();
+    let moved = cluster.status(Node::A).link_bytes();
+    let busy = BUSY_EXTENTS * EXTENT;
+    let reach = ACTIVITY_LOG_SLOTS as u64 * EXTENT;
+    println!(
+        "killed while writing to {} MiB: {} MiB on the link; the activity log reaches {} MiB",
+        busy / MIB,
+        moved / MIB,
+        reach / MIB
+    );
+    // Never more than the log's reach, and not even that where the guest was not busy. Control
+    // frames and heartbeats get a mebibyte.
+    assert!(busy <= reach);
+    assert!(moved <= with_overhead(busy) + MIB, "{moved} bytes moved");
+    cluster.assert_identical();
+    wait_until(Deadline::seconds(10), "the promotion", || {
+        let result = cluster.verb(Node::A, "primary", &[]);
+        if result.code == 0 {
+            Ok(())
+        } else {
+            Err(result.stderr)
+        }
+    });
+    cluster.verify(Node::A, &mut ledger);
+}
