@@ -103,6 +103,7 @@ impl Blank {
 
 /// One node's disk: the data image by sector stamps, the metadata by bytes.
 pub(super) struct Disk {
+    sectors: u64,
     blank: Blank,
     leaves: Vec<Option<Box<Leaf>>>,
     metadata: BTreeMap<u64, Vec<u8>>,
@@ -118,6 +119,7 @@ impl Disk {
     pub fn new(data_sectors: u64, blank: Blank, rng: fastrand::Rng) -> Disk {
         let leaves = data_sectors.div_ceil(LEAF as u64) as usize;
         Disk {
+            sectors: data_sectors,
             blank,
             leaves: std::iter::repeat_with(|| None).take(leaves).collect(),
             metadata: BTreeMap::new(),
@@ -215,7 +217,9 @@ impl Disk {
             let first = (index * LEAF) as u64;
             for block in 0..LEAF as u64 / SECTORS_PER_BLOCK {
                 let start = first + block * SECTORS_PER_BLOCK;
-                if (start..start + SECTORS_PER_BLOCK).any(|s| self.view(s) != other.view(s)) {
+                if start < self.sectors
+                    && (start..start + SECTORS_PER_BLOCK).any(|s| self.view(s) != other.view(s))
+                {
                     found.push(start / SECTORS_PER_BLOCK);
                 }
             }

@@ -71,6 +71,11 @@ impl Options {
         let storm = Duration::from_millis(rng.u64(4_000..40_000));
         let requests = rng.u64(300..3000);
         let pick = |rng: &mut fastrand::Rng, list: &[u64]| list[rng.usize(0..list.len())];
+        let stall_timeout = Duration::from_millis(pick(&mut rng, &[300, 1000, 2000]));
+        let disk_latency = Duration::from_micros(pick(&mut rng, &[30, 200, 2000, 10_000]));
+        let network_delay = Duration::from_micros(pick(&mut rng, &[50, 500, 3000, 20_000]));
+        // A link or disk whose ordinary delays are beyond the timeout would never connect at all.
+        let least = (network_delay * 100).max(disk_latency * 60);
         Options {
             seed,
             scenario: match rng.u8(0..10) {
@@ -83,10 +88,10 @@ impl Options {
                 false => MetadataPlace::External,
             },
             store_size,
-            stall_timeout: Duration::from_millis(pick(&mut rng, &[300, 1000, 2000])),
-            disk_latency: Duration::from_micros(pick(&mut rng, &[30, 200, 2000, 10_000])),
+            stall_timeout: stall_timeout.max(least),
+            disk_latency,
             disk_spikes: rng.bool(),
-            network_delay: Duration::from_micros(pick(&mut rng, &[50, 500, 3000, 20_000])),
+            network_delay,
             initiator: rng.usize(0..2),
             first_primary: rng.usize(0..2),
             requests,
