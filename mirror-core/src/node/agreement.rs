@@ -350,6 +350,8 @@ impl Node {
         if !self.link.is_agreeing() {
             return;
         }
+        // The table has said that this copy is the one that counts.
+        self.disk = DiskState::UpToDate;
         let lineage = self.lineage(whole);
         let generation = self.record.generation.tag();
         self.send_control(

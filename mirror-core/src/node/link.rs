@@ -306,10 +306,8 @@ impl Node {
                 }
             }
             Link::Agreeing(_) => {
-                self.event(
-                    Severity::Info,
-                    format!("no agreement with {}: {reason}", self.config.peer),
-                );
+                let text = format!("no agreement with {}: {reason}", self.config.peer);
+                self.event(Severity::Info, text);
             }
             _ => {}
         }

@@ -79,6 +79,8 @@ pub(super) enum AfterDemote {
 pub(super) enum Stage {
     /// The peer's writes that were submitted to this disk complete.
     Drain,
+    /// Everything that was submitted to this disk completes.
+    Rest,
     /// What completed on this disk becomes durable.
     Flush,
     /// What completed on either disk becomes durable.
@@ -107,7 +109,7 @@ impl Kind {
             Kind::BecomeTarget { .. } => &[Drain, RecordTwice],
             Kind::Widen => &[Note, Ask, Record],
             Kind::Outdate { .. } => &[RecordTwice],
-            Kind::Leave { .. } => &[Drain, Flush],
+            Kind::Leave { .. } => &[Drain, Flush, Rest],
         }
     }
 }
@@ -198,7 +200,7 @@ impl Node {
     fn enter_stage(&mut self) {
         match self.transition.stage() {
             None => self.complete_transition(),
-            Some(Stage::Drain | Stage::Save) => self.poll_transition(),
+            Some(Stage::Drain | Stage::Save | Stage::Rest) => self.poll_transition(),
             Some(Stage::Flush) => self.flush_for_step(),
             Some(Stage::FlushBoth) => self.flush_both(),
             Some(Stage::Note) => self.note(),
@@ -276,6 +278,7 @@ impl Node {
     pub(super) fn poll_transition(&mut self) {
         match self.transition.stage() {
             Some(Stage::Drain) if self.ops.peer_writes == 0 => self.transition_step(),
+            Some(Stage::Rest) if self.ops.len() == 0 => self.transition_step(),
             Some(Stage::Save) => {
                 // Everything is durable on both, or marked in the bitmap.
                 if !self.bitmap_is_saved() {
