@@ -83,7 +83,13 @@ impl Daemon {
             .iter()
             .map(|mirror| {
                 let mirror = Arc::clone(mirror);
-                tokio::spawn(async move { mirror.up().await.is_ok() })
+                tokio::spawn(async move {
+                    let outcome = mirror.up_at_start().await;
+                    if let Err(refusal) = &outcome {
+                        log::error!("{}: {refusal}", mirror.config.name);
+                    }
+                    outcome.is_ok()
+                })
             })
             .collect();
         let control = tokio::spawn(control_socket::serve(listener, Arc::clone(&daemon)));

@@ -58,6 +58,8 @@ struct Connection {
     incoming: Option<Box<Incoming>>,
     /// The frame whose payload is being received.
     frame: Option<Header>,
+    /// Whether a byte came from the peer.
+    heard: bool,
     outlet: Outlet,
     phase: Phase,
 }
@@ -124,6 +126,7 @@ impl Link {
             socket,
             incoming: Some(Incoming::new()),
             frame: None,
+            heard: false,
             phase: Phase::Open,
         });
         self.current = Some(slot);
@@ -197,6 +200,7 @@ impl Link {
             Ok(0) => Some("closed by the peer".to_owned()),
             Ok(count) => {
                 self.received_bytes += u64::from(count);
+                known.heard = true;
                 incoming.received(count as usize);
                 None
             }
@@ -313,7 +317,14 @@ impl Link {
         if self.current == Some(slot)
             && let Some(known) = self.connections.get(slot)
         {
-            log::info!("{}: the link to the peer ended: {why}", self.mirror);
+            // A peer that wants no connection, StandAlone say, closes each at once without a word:
+            // that is not worth a line every few seconds.
+            let level = if known.heard {
+                log::Level::Info
+            } else {
+                log::Level::Debug
+            };
+            log::log!(level, "{}: the link to the peer ended: {why}", self.mirror);
             let connection = known.id;
             around.inputs.push_back(Input::LinkDown { connection });
             self.no_current();

@@ -17,10 +17,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 /// How long a mirror's thread may take to say how it is.
 const STATUS_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long a daemon that starts waits for a disk that is in use. The kernel keeps a killed
+/// daemon's disk locked until the last of its operations has ended, after the process is gone.
+const BUSY_PATIENCE: Duration = Duration::from_secs(10);
+const BUSY_POLL: Duration = Duration::from_millis(50);
 
 /// A mirror of this node.
 pub struct Mirror {
@@ -89,6 +94,29 @@ impl Mirror {
             let what = format!("mirror {}: its thread ended", self.config.name);
             Err(Refusal::new(ErrorId::Internal, what))
         })
+    }
+
+    /// [`Mirror::up`] for a daemon that starts: a disk still locked, by the last operations of a
+    /// daemon that was killed just before, is waited for.
+    ///
+    /// # Errors
+    ///
+    /// As [`Mirror::up`].
+    pub async fn up_at_start(self: &Arc<Mirror>) -> Result<(), Refusal> {
+        let until = Instant::now() + BUSY_PATIENCE;
+        let mut told = false;
+        loop {
+            match self.up().await {
+                Err(refusal) if refusal.id == ErrorId::StoreBusy && Instant::now() < until => {
+                    if !told {
+                        log::info!("{}: waiting for the disk: {refusal}", self.config.name);
+                        told = true;
+                    }
+                    sleep(BUSY_POLL).await;
+                }
+                outcome => return outcome,
+            }
+        }
     }
 
     /// Has a command carried out.
@@ -174,10 +202,7 @@ impl Mirror {
         let work = AssertUnwindSafe(|| self.work(inbox, ready));
         let last = match catch_unwind(work) {
             Ok(Ok(status)) => status,
-            Ok(Err(refusal)) => {
-                log::error!("{name}: {refusal}");
-                stopped(name, refusal.to_string())
-            }
+            Ok(Err(refusal)) => stopped(name, refusal.to_string()),
             Err(_) => {
                 log::error!("{name}: its thread met a bug and was stopped");
                 let what = "its thread met a bug and was stopped; the log says where";

@@ -8,12 +8,14 @@ use crate::proxy::Proxy;
 use crate::status::{MirrorStatus, NodeStatus};
 use crate::tool::{Tool, require_root};
 use crate::wait::{Deadline, wait_until};
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
+use nix::unistd::{Whence, lseek};
 use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::io::{self, Read};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -285,6 +287,13 @@ impl Cluster {
         self.disk_of(node, self.mirror())
     }
 
+    /// Locks a node's disk of the first mirror as another program would, as soon as it is free.
+    #[track_caller]
+    pub fn lock_disk(&self, node: Node) -> Flock<File> {
+        let disk = File::open(self.disk(node)).expect("the disk can be opened");
+        Flock::lock(disk, FlockArg::LockExclusive).expect("a lock on a file")
+    }
+
     fn disk_of(&self, node: Node, mirror: &str) -> PathBuf {
         self.node_directory(node).join(format!("{mirror}.img"))
     }
@@ -388,10 +397,21 @@ impl Cluster {
         command
     }
 
-    /// Starts a node's daemon and waits until it answers. Call it from the test's own thread: the
-    /// daemon ends with the thread that started it.
+    /// Starts a node's daemon and waits until it has all its disks. Call it from the test's own
+    /// thread: the daemon ends with the thread that started it.
     #[track_caller]
     pub fn start(&mut self, node: Node) {
+        self.start_without_disk(node);
+        for mirror in &self.options.mirrors {
+            self.wait_for(node, mirror, 20, "the disk", |status| {
+                status.disk != "Diskless"
+            });
+        }
+    }
+
+    /// Starts a node's daemon and waits until it answers, whatever its disks are like.
+    #[track_caller]
+    pub fn start_without_disk(&mut self, node: Node) {
         assert!(
             self.daemons[node.index()].is_none(),
             "the daemon of {} runs already",
@@ -611,6 +631,19 @@ impl Cluster {
         })
     }
 
+    /// Gives a node's role back as soon as its daemon has noticed, within so many seconds, that
+    /// the clients are gone.
+    #[track_caller]
+    pub fn demote(&self, node: Node, seconds: u64) -> CommandResult {
+        wait_until(Deadline::seconds(seconds), "the clients to be gone", || {
+            let result = self.verb(node, "secondary", &[]);
+            if result.code == 4 && result.stderr.contains("KGM-0308") {
+                return Err(result.stderr);
+            }
+            Ok(result.expect_code(0))
+        })
+    }
+
     /// Where a node exports a mirror.
     pub fn nbd_address(&self, node: Node, mirror: usize) -> &NbdAddress {
         &self.nbd[mirror][node.index()]
@@ -766,28 +799,43 @@ fn free_port() -> u16 {
     })
 }
 
-/// The first byte in which two files differ within their first `size` bytes.
+/// The first byte in which two files differ within their first `size` bytes. What is a hole in both
+/// is not read.
 fn first_difference(a: &Path, b: &Path, size: u64) -> Option<u64> {
-    let open = |path: &Path| {
-        File::open(path).unwrap_or_else(|error| panic!("cannot open {}: {error}", path.display()))
-    };
-    let (mut a, mut b) = (open(a), open(b));
+    let [a, b] = [a, b].map(|path| {
+        let file = File::open(path)
+            .unwrap_or_else(|error| panic!("cannot open {}: {error}", path.display()));
+        let length = file.metadata().expect("an open file").len();
+        assert!(length >= size, "{} is too short", path.display());
+        file
+    });
     let (mut left, mut right) = (vec![0; MIB as usize], vec![0; MIB as usize]);
     let mut offset = 0;
-    while offset < size {
+    loop {
+        offset = next_data(&a, offset).min(next_data(&b, offset));
+        if offset >= size {
+            return None;
+        }
         let step = (size - offset).min(MIB) as usize;
-        let read = |file: &mut File, buffer: &mut [u8]| -> io::Result<()> {
-            file.read_exact(&mut buffer[..step])
-        };
-        read(&mut a, &mut left).expect("the replica is as long as the mirror says");
-        read(&mut b, &mut right).expect("the replica is as long as the mirror says");
+        for (file, buffer) in [(&a, &mut left), (&b, &mut right)] {
+            file.read_exact_at(&mut buffer[..step], offset)
+                .expect("a readable replica");
+        }
         if left[..step] != right[..step] {
             let at = left.iter().zip(&right).position(|(x, y)| x != y);
             return at.map(|at| offset + at as u64);
         }
         offset += step as u64;
     }
-    None
+}
+
+/// Where the next byte that is no hole lies; past everything when there is none.
+fn next_data(file: &File, offset: u64) -> u64 {
+    match lseek(file, offset as i64, Whence::SeekData) {
+        Ok(at) => at as u64,
+        Err(Errno::ENXIO) => u64::MAX,
+        Err(errno) => panic!("cannot look for data: {errno}"),
+    }
 }
 
 #[cfg(test)]
@@ -820,6 +868,14 @@ mod tests {
             Some(2 * MIB + 7)
         );
         assert_eq!(first_difference(&a, &b, 2 * MIB + 7), None);
+        // A hole equals zeroes and nothing else.
+        data.fill(0);
+        fs::write(&a, &data).unwrap();
+        let holes = File::create(&b).unwrap();
+        holes.set_len(data.len() as u64).unwrap();
+        assert_eq!(first_difference(&a, &b, data.len() as u64), None);
+        holes.write_all_at(&[1], MIB).unwrap();
+        assert_eq!(first_difference(&a, &b, data.len() as u64), Some(MIB));
     }
 
     #[test]

@@ -201,23 +201,35 @@ fn roles_move_on_command_only() {
     // A Secondary exports nothing.
     assert!(NbdClient::connect(cluster.nbd_address(Node::B, 0), "").is_err());
     cluster.nbd(Node::A).write(0, &[3; 4096], false).unwrap();
-    cluster.verb(Node::A, "secondary", &[]).expect_code(0);
+    cluster.demote(Node::A, 10);
     assert!(NbdClient::connect(cluster.nbd_address(Node::A, 0), "").is_err());
-    cluster.promote(Node::B, 10);
-    assert_eq!(cluster.nbd(Node::B).read(0, 4096).unwrap(), [3; 4096]);
     cluster
         .verb(Node::B, "primary", &["--initial"])
-        .expect_code(4);
+        .expect_refusal(4, "KGM-0309");
+    cluster.promote(Node::B, 10);
+    assert_eq!(cluster.nbd(Node::B).read(0, 4096).unwrap(), [3; 4096]);
+    // What is so already is no failure.
+    cluster.verb(Node::B, "primary", &[]).expect_code(0);
+    cluster.verb(Node::A, "secondary", &[]).expect_code(0);
 }
 
 #[test]
-fn giving_the_role_back_keeps_what_clients_were_promised() {
+fn a_mirror_in_use_is_not_taken_from_its_clients() {
     let cluster = Cluster::mirrored(small());
     let mut client = cluster.nbd(Node::A);
     client.write(0, &[6; 4096], false).unwrap();
-    // Clients are disconnected, not waited for.
-    cluster.verb(Node::A, "secondary", &[]).expect_code(0);
-    assert!(client.read(0, 4096).is_err());
+    for verb in ["secondary", "down"] {
+        let refused = cluster
+            .verb(Node::A, verb, &[])
+            .expect_refusal(4, "KGM-0308");
+        let me = format!("process {}", std::process::id());
+        assert!(refused.stderr.contains(&me), "{}", refused.stderr);
+        // And nothing changed for the client.
+        assert_eq!(client.read(0, 4096).unwrap(), [6; 4096]);
+        client.write(4096, &[7; 4096], false).unwrap();
+    }
+    drop(client);
+    cluster.demote(Node::A, 10);
     cluster.assert_identical();
     cluster.promote(Node::B, 10);
     assert_eq!(cluster.nbd(Node::B).read(0, 4096).unwrap(), [6; 4096]);
@@ -345,6 +357,21 @@ fn a_disk_has_one_user() {
     cluster
         .verb(Node::A, "create", &[])
         .expect_refusal(4, "KGM-0208");
+}
+
+#[test]
+fn a_lock_that_a_killed_daemon_leaves_for_a_moment_is_waited_for() {
+    let mut cluster = Cluster::mirrored(small());
+    // The kernel keeps a killed process's disk locked until its last operations have ended.
+    cluster.kill(Node::B);
+    let held = cluster.lock_disk(Node::B);
+    cluster.start_without_disk(Node::B);
+    cluster.wait(Node::B, "the reason to be told", |status| {
+        let told = |reason: &String| reason.contains("KGM-0202");
+        status.disk == "Diskless" && status.reasons.iter().any(told)
+    });
+    drop(held);
+    cluster.wait_mirrored();
 }
 
 #[test]
