@@ -15,6 +15,8 @@ pub enum ProxyMode {
     Delay(Duration),
     /// Passes on at most so many bytes a second in each direction.
     Throttle(u64),
+    /// Passes them on, with one bit flipped in about so many bytes.
+    Damage(u64),
     /// Keeps every byte, closes nothing: what both ends see of a network that drops everything.
     /// Bytes held go on when the mode changes, as TCP's retransmissions would.
     BlackHole,
@@ -183,6 +185,9 @@ fn copy(shared: &Shared, mut from: TcpStream, mut to: TcpStream) {
             Some(ProxyMode::Throttle(rate)) => {
                 std::thread::sleep(Duration::from_secs_f64(count as f64 / rate as f64));
             }
+            Some(ProxyMode::Damage(every)) if fastrand::u64(..every) < count as u64 => {
+                buffer[fastrand::usize(..count)] ^= 1 << fastrand::u32(..8);
+            }
             Some(_) => {}
         }
         if to.write_all(&buffer[..count]).is_err() {
@@ -229,6 +234,16 @@ mod tests {
         proxy.set(ProxyMode::Forward);
         server.read_exact(&mut byte).unwrap();
         assert_eq!(&byte, b"b");
+    }
+
+    #[test]
+    fn damage_flips_single_bits() {
+        let (proxy, mut client, mut server) = pair();
+        proxy.set(ProxyMode::Damage(1));
+        client.write_all(&[0; 4096]).unwrap();
+        let mut bytes = [0; 4096];
+        server.read_exact(&mut bytes).unwrap();
+        assert!(bytes.iter().any(|byte| byte.count_ones() == 1));
     }
 
     #[test]

@@ -153,6 +153,8 @@ impl Fio {
     pub fn new(uri: &str, options: &[&str]) -> Fio {
         let tool = Tool::new("fio")
             .args(["--output-format=json", "--ioengine=nbd"])
+            // Else it leaves a file in the working directory.
+            .arg("--verify_state_save=0")
             .arg(format!("--uri={uri}"))
             .args(options.iter().map(|option| format!("--{option}")));
         Fio { tool }

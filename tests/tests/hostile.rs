@@ -1,13 +1,14 @@
 //! Bytes nobody should send, on every port: the daemons live, the mirror goes on.
 
 use kagami_tests::{
-    Cluster, ClusterOptions, Deadline, KIB, MIB, NbdAddress, NbdClient, NbdCommand, Node,
-    wait_until,
+    Cluster, ClusterOptions, Deadline, KIB, Ledger, MIB, NbdAddress, NbdClient, NbdCommand, Node,
+    ProxyMode, StopOnDrop, WriteLoad, pace, wait_until,
 };
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// A port to attack.
@@ -164,4 +165,46 @@ fn broken_nbd_clients() {
         },
     );
     cluster.assert_identical();
+}
+
+/// Bits that flip between the nodes, in every kind of frame: noticed, never believed.
+#[test]
+fn a_link_that_damages_bytes() {
+    const LOAD: WriteLoad = WriteLoad {
+        first_block: 0,
+        blocks: 8 * 1024,
+        depth: 16,
+        durable_every: 10,
+    };
+    let mut cluster = Cluster::mirrored(ClusterOptions {
+        disk_size: 64 * MIB,
+        proxied: true,
+        ..ClusterOptions::default()
+    });
+    let mut ledger = Ledger::default();
+    let stop = AtomicBool::new(false);
+    let report = std::thread::scope(|scope| {
+        let _ends = StopOnDrop(&stop);
+        let load = scope.spawn(|| LOAD.run(cluster.nbd_address(Node::A, 0), &stop, &mut ledger));
+        for every in [64 * KIB, MIB, 4 * MIB] {
+            cluster.proxy(0).set(ProxyMode::Damage(every));
+            pace(Duration::from_secs(2));
+        }
+        cluster.proxy(0).set(ProxyMode::Forward);
+        stop.store(true, Ordering::Relaxed);
+        load.join().expect("the load met no error")
+    });
+    for node in Node::BOTH {
+        assert!(cluster.runs(node), "{} was ended", node.name());
+    }
+    // Each side of a connection may meet the damage; both count the ends of their own.
+    let lost = cluster.log_text(Node::A).matches("lost b").count();
+    println!(
+        "{} writes over a link that damages bytes; the connection was given up {lost} times",
+        report.writes
+    );
+    assert!(!report.lost && lost > 0);
+    cluster.wait_mirrored();
+    cluster.assert_identical();
+    cluster.verify(Node::A, &mut ledger);
 }

@@ -122,7 +122,7 @@ fn refused_if_half_copied(cluster: &Cluster, target: Node) -> bool {
         assert!(result.stderr.contains("KGM-03"), "{}", result.stderr);
         assert_eq!(status.role, "Secondary");
     } else if result.code == 0 {
-        cluster.verb(target, "secondary", &[]).expect_code(0);
+        cluster.demote(target, 10);
     }
     half_copied
 }

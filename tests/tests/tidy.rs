@@ -218,3 +218,82 @@ fn tests_wait_for_states_not_for_time() {
         "use wait_until for a state, pace for the moment of a fault; skip nothing",
     );
 }
+
+/// The Markdown files below a directory, but for what is built or hidden.
+fn markdown_files(directory: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let entries = std::fs::read_dir(directory).expect("a readable directory");
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if path.is_dir() && name != "target" && !name.starts_with('.') {
+            files.extend(markdown_files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "md") {
+            files.push(path);
+        }
+    }
+    files
+}
+
+/// The targets of a text's links, with the line each is on; code blocks have none.
+fn links(text: &str) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    let mut in_code = false;
+    for (at, line) in text.lines().enumerate() {
+        if line.trim_start().starts_with("```") {
+            in_code = !in_code;
+        }
+        if in_code {
+            continue;
+        }
+        for link in line.split("](").skip(1) {
+            let target = link.split(')').next().unwrap_or("").trim();
+            found.push((at + 1, target.to_owned()));
+        }
+    }
+    found
+}
+
+/// The anchor that a heading gets: lower case, words joined by dashes, no other signs.
+fn anchor(heading: &str) -> String {
+    let heading = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = heading
+        .chars()
+        .filter(|sign| sign.is_alphanumeric() || matches!(sign, ' ' | '-' | '_'));
+    kept.map(|sign| if sign == ' ' { '-' } else { sign })
+        .collect()
+}
+
+#[test]
+fn links_between_documents_lead_somewhere() {
+    let mut broken = Vec::new();
+    let mut followed = 0;
+    for file in markdown_files(&workspace()) {
+        let text = std::fs::read_to_string(&file).expect("a readable file");
+        for (line, target) in links(&text) {
+            if target.contains("://") || target.starts_with("mailto:") {
+                continue;
+            }
+            followed += 1;
+            let (path, place) = target.split_once('#').unwrap_or((&target, ""));
+            let directory = file.parent().expect("a file is in a directory");
+            let there = if path.is_empty() {
+                file.clone()
+            } else {
+                directory.join(path)
+            };
+            let has_place = || {
+                let text = std::fs::read_to_string(&there).unwrap_or_default();
+                let mut headings = text.lines().filter(|line| line.starts_with('#'));
+                headings.any(|heading| anchor(heading) == place)
+            };
+            if !there.exists() || !(place.is_empty() || has_place()) {
+                broken.push(format!("{}:{line}: {target}", file.display()));
+            }
+        }
+    }
+    assert!(followed > 10, "{followed} links found");
+    assert_none(
+        broken,
+        "a link leads to a file, and a heading, that is there",
+    );
+}
