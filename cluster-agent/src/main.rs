@@ -1,1 +1,3 @@
+//! The daemon that will decide which node is Primary. It has no work yet.
+
 fn main() {}

@@ -101,15 +101,21 @@ pub fn resync_line(resync: &ResyncStatus) -> String {
     };
     let pace = match (resync.paused, resync.eta_seconds) {
         (true, _) => "paused".to_owned(),
-        (false, Some(left)) => {
+        (false, Some(left)) if !is_of_unknown_size(resync) => {
             format!(
                 "{}/s, {} left",
                 size(resync.rate_bytes_per_second),
                 span(left)
             )
         }
-        (false, None) => format!("{}/s", size(resync.rate_bytes_per_second)),
+        (false, _) => format!("{}/s", size(resync.rate_bytes_per_second)),
     };
+    if is_of_unknown_size(resync) {
+        return format!(
+            "resync {towards}, {} so far, {pace}",
+            size(resync.done_bytes)
+        );
+    }
     format!(
         "resync {towards} {} {} of {}, {} sent, {pace}",
         bar(resync.done_bytes, resync.total_bytes),
@@ -117,6 +123,11 @@ pub fn resync_line(resync: &ResyncStatus) -> String {
         size(resync.total_bytes),
         size(resync.sent_bytes),
     )
+}
+
+/// Whether this node does not know how much there is to copy: the source does.
+pub fn is_of_unknown_size(resync: &ResyncStatus) -> bool {
+    resync.direction == Direction::Target && resync.total_bytes == resync.done_bytes
 }
 
 /// `[=====>----]  52 %`; all done when there was nothing to do.
@@ -214,6 +225,23 @@ r0  Primary/Secondary  UpToDate/Inconsistent  Connected
     4 KiB written, 0 B read, 0 in flight, longest stall 0 ms
     resync to the peer [============>-----------]  50 % 512 MiB of 1 GiB, 1 MiB sent, 100 MiB/s, 5 s left
     ! the peer was away"
+        );
+    }
+
+    #[test]
+    fn a_target_that_does_not_know_the_size_of_its_resync() {
+        let resync = ResyncStatus {
+            direction: Direction::Target,
+            done_bytes: 460 << 20,
+            total_bytes: 460 << 20,
+            sent_bytes: 464 << 20,
+            rate_bytes_per_second: 100 << 20,
+            eta_seconds: Some(0),
+            paused: false,
+        };
+        assert_eq!(
+            resync_line(&resync),
+            "resync from the peer, 460 MiB so far, 100 MiB/s"
         );
     }
 

@@ -36,6 +36,7 @@ pub struct Options {
 
 /// Which configuration, which node.
 #[derive(Args, Debug, Clone)]
+#[command(next_help_heading = "Which node")]
 pub struct Place {
     /// The configuration file, the same on every node.
     #[arg(
@@ -57,7 +58,6 @@ pub struct Place {
 #[allow(missing_docs)]
 pub enum Verb {
     Demo(demo::DemoArgs),
-    /// Run the mirror's core in a simulated world of faults and check every promise it makes
     Sim(sim::SimArgs),
     Check(check::CheckArgs),
     Create(create::CreateArgs),

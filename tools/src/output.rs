@@ -18,6 +18,11 @@ pub fn on_terminal() -> bool {
     io::stdout().is_terminal()
 }
 
+/// How wide the terminal is; without one, as wide as most are.
+pub fn columns() -> usize {
+    terminal_size::terminal_size().map_or(80, |(width, _)| usize::from(width.0))
+}
+
 /// Shows what the operator should know about a command that was carried out.
 pub fn warnings(outcome: &CommandOutcome) {
     for warning in &outcome.warnings {

@@ -55,7 +55,8 @@ impl PrimaryArgs {
 
 /// Make this node stop serving the mirror.
 ///
-/// Its clients are disconnected, what they wrote is flushed.
+/// Refused while clients are connected; unmount it or disconnect them first. What they wrote is
+/// flushed on both nodes before the role is given back.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   kagami secondary r0")]

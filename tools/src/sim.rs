@@ -8,8 +8,16 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Runs the core in a simulated world and checks every promise it makes.
+/// Run the mirror's core in a simulated world of faults and check every promise it makes.
+///
+/// A seed decides everything: the load, the crashes, the cuts, the delays. The same seed of the same
+/// version always does the same, so a failure is replayed with its seed; docs/simulation.md says
+/// how. Needs no configuration and no daemon.
 #[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  kagami sim --seeds 2000              many runs, on all processors; ends with 1 at a violation
+  kagami sim --seed 17                 one run, and what the seed derived
+  kagami sim --seed 17 --trace         everything that happens in it")]
 pub struct SimArgs {
     /// Run this seed and say what it derived.
     #[arg(long, conflicts_with = "seeds")]

@@ -16,7 +16,8 @@ const WATCH_EVERY: Duration = Duration::from_millis(500);
 /// Show the state of the mirrors, or wait for one.
 ///
 /// Shows role, disks, link, generation and resync of this node's mirrors, as its daemon sees
-/// them, or waits until they are in a state.
+/// them, or waits until they are in a state. Of a pair like Primary/Secondary the first is this
+/// node's, the second the peer's as far as it is known.
 ///
 /// States to wait for: Primary, Secondary; UpToDate, Consistent, Outdated, Inconsistent, Failed,
 /// Diskless; Connected, Connecting, StandAlone; synced (Connected, both UpToDate, no resync);

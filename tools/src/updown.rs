@@ -22,11 +22,12 @@ pub struct UpArgs {
 
 /// Take a mirror out of the running daemon.
 ///
-/// The daemon finishes what is under way, flushes and closes the disk. Refused while the mirror is
-/// Primary here; run `kagami secondary` first.
+/// The daemon finishes what is under way, flushes and closes the disk; a Primary gives its role back
+/// first. Refused while clients are connected; unmount it or disconnect them first.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
-  kagami secondary r0 && kagami down r0")]
+  kagami down r0
+  kagami down r0 && kagami dump-metadata r0")]
 pub struct DownArgs {
     /// Which mirror [default: the only one of this node].
     pub mirror: Option<String>,

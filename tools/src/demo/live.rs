@@ -108,12 +108,39 @@ fn watch(cluster: &Cluster) {
         if text != shown {
             if output::on_terminal() && !shown.is_empty() {
                 // Up to where the last one began, and clear from there on.
-                output::line(format!("\x1b[{}A\x1b[J{text}", shown.lines().count()));
+                output::line(format!(
+                    "\x1b[{}A\x1b[J{text}",
+                    rows(&shown, output::columns())
+                ));
             } else {
                 output::line(&text);
             }
             shown = text;
         }
         std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// How many rows of a terminal a text takes: long lines wrap.
+fn rows(text: &str, columns: usize) -> usize {
+    let rows_of = |line: &str| line.chars().count().div_ceil(columns.max(1)).max(1);
+    text.lines().map(rows_of).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_lines_take_more_rows() {
+        for (text, rows_of_text) in [
+            ("", 0),
+            ("a", 1),
+            ("a\n\nb", 3),
+            ("12345", 1),
+            ("123456\n1", 3),
+        ] {
+            assert_eq!(rows(text, 5), rows_of_text, "{text:?}");
+        }
     }
 }
