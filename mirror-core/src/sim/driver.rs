@@ -122,9 +122,6 @@ impl Cluster {
             }
             Action::Serve(serving) => {
                 process.serving = serving;
-                if !serving {
-                    self.sample_custody_of(h);
-                }
                 self.serve_changed(h, serving)
             }
             Action::Detached => {

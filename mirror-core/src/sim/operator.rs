@@ -275,7 +275,18 @@ impl Cluster {
     fn heal(&mut self, deadline: Time) {
         if self.now > deadline {
             let states = [0, 1].map(|h| format!("{}: {:?}", NAMES[h], self.status(h)));
-            return self.fail(format!("not healed in time; {}", states.join("; ")));
+            let under_way = format!(
+                "{} of {} requests asked, {} unanswered, {} disk operations and {} frames under way",
+                self.client.asked(),
+                self.options.requests,
+                self.client.pending_at(0) + self.client.pending_at(1),
+                self.hosts[0].disk.in_flight() + self.hosts[1].disk.in_flight(),
+                self.network.under_way()
+            );
+            return self.fail(format!(
+                "not healed in time; {under_way}; {}",
+                states.join("; ")
+            ));
         }
         for h in 0..2 {
             let paused = self
