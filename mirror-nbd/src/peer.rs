@@ -20,10 +20,10 @@ use tokio::time::{sleep, timeout};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long an accepted connection may take to show a `Hello`.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an accepted connection may take to show its first frame, a `Ping`.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Accepted connections that have not shown a `Hello` yet, at most.
+/// Accepted connections that have not shown it yet, at most.
 const STRANGERS: usize = 16;
 
 /// A connection that lived this long ends the growth of the pauses.
@@ -94,7 +94,7 @@ pub async fn accept(mirror: Arc<Mirror>, address: SocketAddr) {
         let mirror = Arc::clone(&mirror);
         tokio::spawn(async move {
             // A connection may replace one that works, so it must first look like the peer's.
-            if let Ok(Ok(())) = timeout(HELLO_TIMEOUT, shows_hello(&stream)).await
+            if let Ok(Ok(())) = timeout(GREETING_TIMEOUT, shows_greeting(&stream)).await
                 && let Ok(fd) = hand_over(stream)
             {
                 mirror.post(Letter::Peer { fd });
@@ -131,7 +131,7 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Looks at the first frame without taking it from the stream.
-async fn shows_hello(stream: &TcpStream) -> io::Result<()> {
+async fn shows_greeting(stream: &TcpStream) -> io::Result<()> {
     let mut head = [0; HEADER_LEN];
     loop {
         match stream.peek(&mut head).await? {
@@ -142,7 +142,7 @@ async fn shows_hello(stream: &TcpStream) -> io::Result<()> {
         }
     }
     match Header::decode(&head) {
-        Ok(header) if header.kind == FrameType::Hello => Ok(()),
+        Ok(header) if header.kind == FrameType::Ping => Ok(()),
         _ => Err(io::ErrorKind::InvalidData.into()),
     }
 }

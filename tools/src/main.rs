@@ -17,6 +17,7 @@ mod output;
 mod progress;
 mod resync;
 mod role;
+mod sim;
 mod status;
 mod store;
 mod updown;
@@ -54,6 +55,7 @@ fn run(options: Options) -> Result<(), mirror_core::error::Refusal> {
         Verb::Resync(args) => resync::run(place, &args),
         Verb::DumpMetadata(args) => dump::run(place, &args),
         Verb::Demo(args) => demo::run(&args),
+        Verb::Sim(args) => sim::run(&args),
         Verb::Completions(args) => {
             clap_complete::generate(
                 args.shell,

@@ -1,7 +1,7 @@
 //! The command line: global options and the list of verbs. Each verb's own options stand beside
 //! its code.
 
-use crate::{check, create, demo, dump, link, resync, role, status, updown};
+use crate::{check, create, demo, dump, link, resync, role, sim, status, updown};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -57,6 +57,8 @@ pub struct Place {
 #[allow(missing_docs)]
 pub enum Verb {
     Demo(demo::DemoArgs),
+    /// Run the mirror's core in a simulated world of faults and check every promise it makes
+    Sim(sim::SimArgs),
     Check(check::CheckArgs),
     Create(create::CreateArgs),
     Up(updown::UpArgs),

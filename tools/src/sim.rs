@@ -2,8 +2,8 @@
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use mirror_core::error::{ErrorId, Refusal};
 use mirror_core::sim::{self, Report};
-use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -55,20 +55,20 @@ impl Totals {
 }
 
 /// Carries out the verb; fails when a violation was found.
-pub fn run(args: &SimArgs) -> ExitCode {
+pub fn run(args: &SimArgs) -> Result<(), Refusal> {
     match args.seed {
         Some(seed) => run_one(seed, args.trace),
         None => run_many(args),
     }
 }
 
-fn run_one(seed: u64, trace: bool) -> ExitCode {
+fn run_one(seed: u64, trace: bool) -> Result<(), Refusal> {
     let report = sim::run(seed, trace);
     println!("{report}");
-    exit(report.violation.is_none())
+    verdict(usize::from(report.violation.is_some()))
 }
 
-fn run_many(args: &SimArgs) -> ExitCode {
+fn run_many(args: &SimArgs) -> Result<(), Refusal> {
     let seeds = args.seeds.unwrap_or(1);
     let threads = args
         .threads
@@ -107,7 +107,7 @@ fn run_many(args: &SimArgs) -> ExitCode {
     bar.finish_and_clear();
     let totals = totals.into_inner().unwrap_or_default();
     summarise(&totals, started.elapsed());
-    exit(totals.violations.is_empty())
+    verdict(totals.violations.len())
 }
 
 fn summarise(totals: &Totals, wall: Duration) {
@@ -128,10 +128,14 @@ fn summarise(totals: &Totals, wall: Duration) {
     );
 }
 
-fn exit(good: bool) -> ExitCode {
-    if good {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
+fn verdict(violations: usize) -> Result<(), Refusal> {
+    if violations == 0 {
+        return Ok(());
     }
+    Err(Refusal::new(
+        ErrorId::SimulationFailed,
+        format!(
+            "{violations} simulated runs broke a rule; replay one with `kagami sim --seed S --trace`"
+        ),
+    ))
 }
