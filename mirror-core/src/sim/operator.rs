@@ -183,7 +183,9 @@ impl Cluster {
                 self.command(1 - s, Command::Primary(PrimaryMode::Ordinary));
             }
             (4, _) => self.command(h, Command::Disconnect),
-            (5, Some(s)) if self.connected(s) => self.command(1 - s, Command::Invalidate),
+            (5, Some(s)) if self.connected(s) && self.options.store_size < 1 << 30 => {
+                self.command(1 - s, Command::Invalidate);
+            }
             (6, _) => self.command(h, Command::PauseResync),
             (7, _) => self.command(h, Command::ResumeResync),
             (8, _) => self.command(h, Command::Down),
