@@ -72,4 +72,10 @@ pub const ARRIVAL_PATIENCE: Duration = Duration::from_secs(5);
 pub const SLOW_PEER_BACKOFF_MIN: Duration = Duration::from_secs(1);
 
 /// … up to this, and starts anew after a connection that held that long.
-pub const SLOW_PEER_BACKOFF_MAX: Duration = Duration::from_secs(60);
+pub const SLOW_PEER_BACKOFF_MAX: Duration = Duration::from_secs(30);
+
+/// How long a handshake may go on that holds no guest up, without progress of the peer.
+pub const AGREEMENT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the peer may take for its part of a change of role or of the end of a resync.
+pub const ASK_PATIENCE: Duration = Duration::from_secs(30);

@@ -145,6 +145,9 @@ pub const FLAG_MAY_UNMAP: u8 = 2;
 /// In a [`FrameType::SyncReady`]: every block of the sender is dirty; no bits were sent.
 pub const FLAG_WHOLE: u8 = 4;
 
+/// Every flag there is.
+const FLAGS: u8 = FLAG_FUA | FLAG_MAY_UNMAP | FLAG_WHOLE;
+
 /// A frame header whose CRC, type and lengths were checked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Header {
@@ -175,6 +178,9 @@ pub enum WireError {
     /// An unknown frame type.
     #[error("frame of unknown type {0}")]
     UnknownType(u8),
+    /// Flags that this version does not know.
+    #[error("frame with unknown flags {0:#04x}")]
+    UnknownFlags(u8),
     /// A payload longer than its type allows, or a payload where none belongs.
     #[error("{kind:?} frame with a payload of {len} bytes")]
     PayloadLength {
@@ -257,6 +263,9 @@ impl Header {
         let raw: &RawHeader = zerocopy::transmute_ref!(bytes);
         if crc32fast::hash(&bytes[..HEADER_LEN - 4]) != raw.header_crc.get() {
             return Err(WireError::HeaderChecksum);
+        }
+        if raw.flags & !FLAGS != 0 {
+            return Err(WireError::UnknownFlags(raw.flags));
         }
         let kind = FrameType::parse(raw.kind).ok_or(WireError::UnknownType(raw.kind))?;
         let header = Header {

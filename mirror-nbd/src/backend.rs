@@ -118,6 +118,18 @@ pub enum Operation {
     },
 }
 
+impl Operation {
+    /// Whether it only copies memory.
+    pub fn is_copy(&self) -> bool {
+        match self {
+            Operation::Read { file, .. }
+            | Operation::Write { file, .. }
+            | Operation::Sync { file } => file.is_in_memory(),
+            _ => false,
+        }
+    }
+}
+
 /// How a range is made to read as zeroes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Zeroing {
@@ -145,13 +157,25 @@ pub struct Descriptor(Rc<Held>);
 #[derive(Debug)]
 enum Held {
     Plain(OwnedFd),
-    Locked(Flock<File>),
+    Store { file: Flock<File>, in_memory: bool },
 }
 
 impl Descriptor {
-    /// Holds a store open together with its lock.
-    pub fn locked(file: Flock<File>) -> Descriptor {
-        Descriptor(Rc::new(Held::Locked(file)))
+    /// Holds a store open together with its lock. A store `in_memory` (tmpfs, ramfs) never makes
+    /// its caller wait for a device.
+    pub fn store(file: Flock<File>, in_memory: bool) -> Descriptor {
+        Descriptor(Rc::new(Held::Store { file, in_memory }))
+    }
+
+    /// Whether reading and writing it is only copying.
+    pub fn is_in_memory(&self) -> bool {
+        matches!(
+            &*self.0,
+            Held::Store {
+                in_memory: true,
+                ..
+            }
+        )
     }
 
     /// The number to tell the kernel.
@@ -170,7 +194,7 @@ impl AsFd for Descriptor {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &*self.0 {
             Held::Plain(fd) => fd.as_fd(),
-            Held::Locked(file) => file.as_fd(),
+            Held::Store { file, .. } => file.as_fd(),
         }
     }
 }

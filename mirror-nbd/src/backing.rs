@@ -9,6 +9,7 @@ use mirror_core::config::{Metadata, Side};
 use mirror_core::error::{ErrorId, Refusal};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, Flock, FlockArg, OFlag, fcntl};
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use nix::unistd::{Whence, lseek};
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
@@ -92,9 +93,10 @@ fn open(path: &Path) -> Result<Opened, Refusal> {
             errno => refuse(ErrorId::StoreUnavailable, errno.desc().to_owned()),
         })?;
     let size = lseek(&*file, 0, Whence::SeekEnd).map_err(|errno| unavailable(errno.into()))?;
-    let direct = go_direct(&file);
+    let in_memory = is_in_memory(&file);
+    let direct = !in_memory && go_direct(&file);
     Ok(Opened {
-        descriptor: Descriptor::locked(file),
+        descriptor: Descriptor::store(file, in_memory),
         size: size as u64,
         direct,
     })
@@ -102,6 +104,17 @@ fn open(path: &Path) -> Result<Opened, Refusal> {
 
 fn busy() -> String {
     "in use by another process (a daemon, a mount, or a kagami command); end that first".to_owned()
+}
+
+/// Whether the store's file system keeps its files in memory.
+fn is_in_memory(file: &File) -> bool {
+    // From linux/magic.h; nix does not name it.
+    const RAMFS_MAGIC: i64 = 0x8584_58f6;
+    let Ok(stat) = fstatfs(file) else {
+        return false;
+    };
+    let kind = stat.filesystem_type();
+    kind == TMPFS_MAGIC || i64::from(kind.0) == RAMFS_MAGIC
 }
 
 /// Turns direct I/O on where sectors may be read and written with it.

@@ -8,6 +8,8 @@ use crate::backend::{Backend, Completion, Operation, Token, Zeroing};
 use io_uring::types::{CancelBuilder, Fd, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use nix::errno::Errno;
+use nix::sys::uio::{pread, pwrite};
+use nix::unistd::fdatasync;
 use std::io;
 use std::time::Duration;
 
@@ -33,6 +35,10 @@ pub struct Ring {
     messages: Vec<Box<Message>>,
     /// What completed while the submission queue was full.
     early: Vec<Completion>,
+    /// Operations on stores in memory. The kernel would hand each to a worker thread, which costs
+    /// more than the copy; they are done here, after everything else was handed over, so that the
+    /// peer works meanwhile.
+    copies: Vec<(Token, Operation)>,
     in_flight: usize,
 }
 
@@ -67,6 +73,7 @@ impl Ring {
             vacant: Vec::new(),
             messages: Vec::new(),
             early: Vec::new(),
+            copies: Vec::new(),
             in_flight: 0,
         })
     }
@@ -99,6 +106,18 @@ impl Ring {
         }
     }
 
+    fn make_copies(&mut self, completions: &mut Vec<Completion>) {
+        for (token, mut operation) in self.copies.drain(..) {
+            let result = copy(&mut operation);
+            self.in_flight -= 1;
+            completions.push(Completion {
+                token,
+                operation,
+                result,
+            });
+        }
+    }
+
     fn reap(&mut self, completions: &mut Vec<Completion>) {
         // SAFETY: `&mut self` makes this the only completion queue in use, and nothing called
         // while it lives reaches another.
@@ -119,6 +138,14 @@ impl Ring {
                 result: outcome(&entry),
             });
         }
+    }
+}
+
+/// Nothing to worry about in what entering the ring returned?
+fn settled(result: io::Result<usize>) -> Result<(), Errno> {
+    match result.map_err(|error| Errno::try_from(error).unwrap_or(Errno::EIO)) {
+        Ok(_) | Err(Errno::ETIME | Errno::EINTR | Errno::EAGAIN | Errno::EBUSY) => Ok(()),
+        Err(errno) => Err(errno),
     }
 }
 
@@ -149,6 +176,11 @@ fn best_ring() -> io::Result<IoUring> {
 
 impl Backend for Ring {
     fn submit(&mut self, token: Token, operation: Operation) {
+        if operation.is_copy() {
+            self.in_flight += 1;
+            self.copies.push((token, operation));
+            return;
+        }
         let index = self.vacant.pop().unwrap_or_else(|| {
             self.flights.push(None);
             (self.flights.len() - 1) as u32
@@ -173,6 +205,12 @@ impl Backend for Ring {
         completions: &mut Vec<Completion>,
     ) -> Result<(), Errno> {
         completions.append(&mut self.early);
+        if !self.copies.is_empty() {
+            let submitted = self.ring.submit();
+            self.make_copies(completions);
+            self.reap(completions);
+            return settled(submitted);
+        }
         let patience = if completions.is_empty() {
             patience
         } else {
@@ -185,15 +223,46 @@ impl Backend for Ring {
         };
         let result = self.ring.submitter().submit_with_args(1, &args);
         self.reap(completions);
-        match result.map_err(|error| Errno::try_from(error).unwrap_or(Errno::EIO)) {
-            Ok(_) | Err(Errno::ETIME | Errno::EINTR | Errno::EAGAIN | Errno::EBUSY) => Ok(()),
-            Err(errno) => Err(errno),
-        }
+        settled(result)
     }
 
     fn in_flight(&self) -> usize {
         self.in_flight
     }
+}
+
+/// Does what [`Operation::is_copy`] says yes to.
+fn copy(operation: &mut Operation) -> Result<u32, Errno> {
+    let moved = match operation {
+        Operation::Read {
+            file,
+            offset,
+            buffer,
+            from,
+            to,
+        } => {
+            let slice = &mut buffer.bytes_mut()[*from as usize..*to as usize];
+            pread(file, slice, *offset as i64)?
+        }
+        Operation::Write {
+            file,
+            offset,
+            buffer,
+            from,
+            to,
+            ..
+        } => pwrite(
+            file,
+            &buffer.bytes()[*from as usize..*to as usize],
+            *offset as i64,
+        )?,
+        Operation::Sync { file } => {
+            fdatasync(file)?;
+            0
+        }
+        _ => return Err(Errno::EINVAL),
+    };
+    Ok(moved as u32)
 }
 
 fn entry(flight: &mut Flight) -> squeue::Entry {

@@ -6,7 +6,9 @@
 //! second has anything a decision may use.
 
 use super::{Layout, META_BLOCK};
-use crate::limits::{ACTIVITY_LOG_SLOTS, BLOCK, EXTENT, MAX_ANCESTRY};
+use crate::limits::{
+    ACTIVITY_LOG_SLOTS, BLOCK, EXTENT, MAX_ANCESTRY, MAX_DATA_SIZE, MIN_DATA_SIZE,
+};
 use crate::types::{ArbiterId, BootId, Generation, GenerationId, Holders, MirrorId, ReplicaId};
 use thiserror::Error;
 use zerocopy::byteorder::little_endian::{U32, U64, U128};
@@ -146,7 +148,7 @@ impl ParsedSlot {
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
 #[repr(C)]
 pub(crate) struct RawGeneration {
-    counter: U64,
+    pub(crate) counter: U64,
     id: U128,
 }
 
@@ -233,6 +235,15 @@ fn parse_flag(byte: u8, what: &'static str) -> Result<bool, SlotError> {
     }
 }
 
+/// Whether a data area or mirrored device can be of this size, in bytes.
+pub(crate) fn plausible_size(size: u64) -> bool {
+    (MIN_DATA_SIZE..=MAX_DATA_SIZE).contains(&size) && size.is_multiple_of(BLOCK)
+}
+
+/// The highest sequence or generation counter that is believed: no life is long enough to count
+/// there, and counting on from it cannot overflow.
+pub(crate) const MAX_COUNTER: u64 = 1 << 62;
+
 /// How [`Holders`] is spelled on disk and on the link.
 pub(crate) fn holders_byte(holders: Holders) -> u8 {
     match holders {
@@ -269,6 +280,10 @@ pub(crate) fn parse_trust(byte: u8) -> Option<Trust> {
     [Trust::Inconsistent, Trust::Outdated, Trust::UpToDate]
         .into_iter()
         .find(|trust| trust_byte(*trust) == byte)
+}
+
+fn is_newer(slot: &Result<ParsedSlot, SlotError>) -> bool {
+    matches!(slot, Err(SlotError::Version(_)))
 }
 
 fn checksum(bytes: &[u8]) -> u32 {
@@ -409,6 +424,15 @@ impl Superblock {
         {
             return Err(SlotError::Field("block, extent or activity log size"));
         }
+        let mirror_size = raw.mirror_size.get();
+        if !plausible_size(raw.data_size.get())
+            || (mirror_size != 0 && !plausible_size(mirror_size))
+        {
+            return Err(SlotError::Field("size"));
+        }
+        if raw.sequence.get() > MAX_COUNTER || raw.generation.counter.get() > MAX_COUNTER {
+            return Err(SlotError::Field("counter"));
+        }
         let ancestry = raw
             .ancestry
             .get(..usize::from(raw.ancestry_len))
@@ -462,6 +486,14 @@ impl Superblock {
         layout: &Layout,
     ) -> Result<Superblock, TrustError> {
         let superblock = match slots {
+            // The other slot is older than what a newer build knows of this replica.
+            [a, b] if is_newer(&a) || is_newer(&b) => {
+                let cause = |slot: Result<ParsedSlot, SlotError>| {
+                    slot.err()
+                        .unwrap_or(SlotError::Field("superseded by a newer version"))
+                };
+                return Err(TrustError::NoSlot(cause(a), cause(b)));
+            }
             [Ok(a), Ok(b)] if a.0.replica == b.0.replica || a.0.sequence == b.0.sequence => {
                 if a.0.sequence >= b.0.sequence {
                     a.0
@@ -571,6 +603,56 @@ pub(crate) mod tests {
             Superblock::trust(slots(&blank, &torn), &layout()),
             Err(TrustError::NoSlot(SlotError::Absent, SlotError::Checksum))
         );
+    }
+
+    #[test]
+    fn a_slot_of_a_newer_version_is_not_overruled_by_an_older_one() {
+        let mut newer = Superblock {
+            sequence: 8,
+            ..sample()
+        }
+        .encode();
+        newer[8..12].copy_from_slice(&2u32.to_le_bytes());
+        let crc = checksum(&newer);
+        newer[12..16].copy_from_slice(&crc.to_le_bytes());
+        let slots = [
+            Superblock::parse(&sample().encode()),
+            Superblock::parse(&newer),
+        ];
+        assert!(matches!(
+            Superblock::trust(slots, &layout()),
+            Err(TrustError::NoSlot(_, SlotError::Version(2)))
+        ));
+    }
+
+    #[test]
+    fn implausible_sizes_and_counters_are_refused() {
+        for wrong in [
+            Superblock {
+                mirror_size: 5000,
+                ..sample()
+            },
+            Superblock {
+                data_size: 1,
+                ..sample()
+            },
+            Superblock {
+                sequence: u64::MAX,
+                ..sample()
+            },
+            Superblock {
+                generation: Generation {
+                    counter: u64::MAX,
+                    ..sample().generation
+                },
+                ..sample()
+            },
+        ] {
+            assert!(matches!(
+                Superblock::parse(&wrong.encode()),
+                Err(SlotError::Field(_))
+            ));
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@
 use crate::limits::{ACTIVITY_LOG_SLOTS, BLOCK, EXTENT};
 use crate::meta::activity_log::Transaction;
 use crate::meta::bitmap::Bitmap;
-use crate::types::ByteRange;
+use crate::types::{ByteRange, Time};
 
 const NO_SLOT: u16 = u16::MAX;
 const BLOCK_WORDS: usize = (EXTENT / BLOCK / 64) as usize;
@@ -73,8 +73,8 @@ pub(super) struct ActivityLog {
     /// Local writes completed, and how many of them a successful flush covered.
     local_writes: u64,
     local_settled: u64,
-    /// Whether a peer flush that covers the second of the two sets is on its way.
-    peer_flushing: bool,
+    /// When the peer flush on its way was asked for that covers the second of the two sets.
+    peer_flushing: Option<Time>,
 }
 
 /// The extents that a range touches.
@@ -96,7 +96,7 @@ impl ActivityLog {
             changed: stale,
             local_writes: 0,
             local_settled: 0,
-            peer_flushing: false,
+            peer_flushing: None,
         }
     }
 
@@ -220,6 +220,9 @@ impl ActivityLog {
     fn evict(&mut self, slot: usize) {
         let entry = &mut self.slots[slot];
         entry.state = SlotState::Free;
+        if let Some(sets) = &mut entry.peer {
+            **sets = [[0; BLOCK_WORDS]; 2];
+        }
         self.by_extent[entry.extent as usize] = NO_SLOT;
         self.free.push(slot as u16);
         self.changed = true;
@@ -325,11 +328,11 @@ impl ActivityLog {
 
     /// A flush is about to be asked of the peer. Returns whether this one is followed: what it
     /// covers is settled by [`ActivityLog::peer_flushed`].
-    pub(super) fn peer_flush_begins(&mut self) -> bool {
-        if self.peer_flushing {
+    pub(super) fn peer_flush_begins(&mut self, now: Time) -> bool {
+        if self.peer_flushing.is_some() {
             return false;
         }
-        self.peer_flushing = true;
+        self.peer_flushing = Some(now);
         for sets in self.slots.iter_mut().filter_map(|slot| slot.peer.as_mut()) {
             let [recent, flushing] = &mut **sets;
             for (flushing, recent) in flushing.iter_mut().zip(recent) {
@@ -339,9 +342,14 @@ impl ActivityLog {
         true
     }
 
+    /// Since when the flush that is followed is with the peer.
+    pub(super) fn peer_flush_since(&self) -> Option<Time> {
+        self.peer_flushing
+    }
+
     /// The peer's flush that is followed succeeded.
     pub(super) fn peer_flushed(&mut self) {
-        self.peer_flushing = false;
+        self.peer_flushing = None;
         for sets in self.slots.iter_mut().filter_map(|slot| slot.peer.as_mut()) {
             sets[1] = [0; BLOCK_WORDS];
         }
@@ -349,7 +357,7 @@ impl ActivityLog {
 
     /// The peer is lost: whatever it had not settled becomes dirty.
     pub(super) fn peer_lost(&mut self, bitmap: &mut Bitmap) {
-        self.peer_flushing = false;
+        self.peer_flushing = None;
         for slot in &mut self.slots {
             let Some(sets) = slot.peer.as_mut() else {
                 continue;
@@ -449,8 +457,8 @@ mod tests {
         assert_eq!(log.make_room(1, &bitmap, false), Room::NeedsSettling);
         log.local_flushed(log.local_written());
         assert_eq!(log.make_room(1, &bitmap, false), Room::NeedsSettling);
-        assert!(log.peer_flush_begins());
-        assert!(!log.peer_flush_begins());
+        assert!(log.peer_flush_begins(Time(1)));
+        assert!(!log.peer_flush_begins(Time(1)));
         assert_eq!(log.make_room(1, &bitmap, false), Room::NeedsSettling);
         log.peer_flushed();
 
@@ -471,11 +479,11 @@ mod tests {
         let (mut log, mut bitmap) = full();
         let write = |n: u64| ByteRange::new(n * BLOCK + 512, 512);
         log.peer_completed(write(1));
-        assert!(log.peer_flush_begins());
+        assert!(log.peer_flush_begins(Time(1)));
         log.peer_completed(write(2000));
         log.peer_flushed();
         log.peer_completed(write(3000));
-        assert!(log.peer_flush_begins());
+        assert!(log.peer_flush_begins(Time(1)));
         log.peer_completed(write(5));
         assert_eq!(log.unsettled_bytes(), 3 * BLOCK);
         log.peer_lost(&mut bitmap);

@@ -18,6 +18,7 @@ use super::resync::{Copying, Resync};
 use super::timer::Timer;
 use super::transition::{AfterShrink, Kind};
 use crate::error::{ErrorId, Refusal};
+use crate::limits::AGREEMENT_PATIENCE;
 use crate::types::{DiskState, Holders, Role};
 use crate::wire::message::{Goodbye, Hello, Lineage};
 use crate::wire::{FLAG_WHOLE, FrameType, Header, VERSIONS};
@@ -33,6 +34,8 @@ pub(super) struct Agreement {
     their_verdict: Option<Vec<u8>>,
     /// Of the verdict "in sync": this side, the other side has recorded it.
     ready: (bool, bool),
+    /// Of the verdict "source": the peer was told that it is the target.
+    offered: bool,
 }
 
 impl Node {
@@ -61,9 +64,15 @@ impl Node {
             verdict: None,
             their_verdict: None,
             ready: (false, false),
+            offered: false,
         }));
-        self.timers
-            .set(Timer::Handshake, self.now.after(self.config.stall_timeout));
+        let patience = if self.role == Role::Primary && self.record.holders != Holders::Sole {
+            // Guests' writes wait until the verdict.
+            self.config.stall_timeout
+        } else {
+            AGREEMENT_PATIENCE
+        };
+        self.timers.set(Timer::Handshake, self.now.after(patience));
         if let Some(theirs) = self.early_hello.take() {
             self.peer_greets(theirs);
         }
@@ -124,9 +133,6 @@ impl Node {
             self.protocol_error(&format!("{:?} before agreement", header.kind));
             return;
         };
-        // The other side makes progress.
-        self.timers
-            .set(Timer::Handshake, self.now.after(self.config.stall_timeout));
         match header.kind {
             FrameType::Verdict => {
                 agreement.their_verdict = Some(bytes);
@@ -138,8 +144,10 @@ impl Node {
             }
             FrameType::SyncStart => self.sync_start(&bytes),
             FrameType::SyncBits => {
-                if !self.bitmap.merge(header.offset, &bytes) {
-                    self.protocol_error("bitmap piece out of range");
+                if agreement.offered && self.bitmap.merge(header.offset, &bytes) {
+                    self.more_patience();
+                } else {
+                    self.protocol_error("bitmap piece out of range or out of turn");
                 }
             }
             FrameType::SyncReady => self.target_is_ready(header),
@@ -160,11 +168,18 @@ impl Node {
             self.protocol_error("second hello");
             return;
         }
+        // A copy may be thrown away only for one that no crash has touched since: a peer that has
+        // restarted may have lost what only this copy still has.
+        if self.invalidating.is_some() && theirs.disk != DiskState::UpToDate {
+            self.lose_link(
+                "it has restarted, so nothing is invalidated",
+                AfterLoss::Search,
+            );
+            return;
+        }
         let verdict = decide(&agreement.mine, &theirs);
         agreement.verdict = Some(verdict);
         agreement.theirs = Some(theirs);
-        self.timers
-            .set(Timer::Handshake, self.now.after(self.config.stall_timeout));
         self.send_control(Header::bare(FrameType::Verdict, 0, 0), verdict.encode());
         self.compare_verdicts();
     }
@@ -290,6 +305,12 @@ impl Node {
         }
     }
 
+    /// No guest waits for this handshake any more, and the peer makes progress.
+    fn more_patience(&mut self) {
+        self.timers
+            .set(Timer::Handshake, self.now.after(AGREEMENT_PATIENCE));
+    }
+
     fn take_their_hello(&mut self) -> Option<Hello> {
         if let Link::Agreeing(agreement) = &mut self.link {
             agreement.theirs.clone()
@@ -347,9 +368,11 @@ impl Node {
 
     /// The record is right: tells the peer that it is the target.
     pub(super) fn offer_sync(&mut self, whole: bool) {
-        if !self.link.is_agreeing() {
+        let Link::Agreeing(agreement) = &mut self.link else {
             return;
-        }
+        };
+        agreement.offered = true;
+        self.more_patience();
         // The table has said that this copy is the one that counts.
         self.disk = DiskState::UpToDate;
         let lineage = self.lineage(whole);
@@ -430,7 +453,9 @@ impl Node {
         let Some(theirs) = self.take_their_hello() else {
             return self.protocol_error("resync ready before the hello");
         };
-        if header.generation != self.record.generation.tag() || !self.transition.is_idle() {
+        let offered = matches!(&self.link, Link::Agreeing(agreement) if agreement.offered);
+        let current = header.generation == self.record.generation.tag();
+        if !offered || !current || !self.transition.is_idle() {
             return self.protocol_error("resync ready out of turn");
         }
         if header.flags & FLAG_WHOLE != 0 {

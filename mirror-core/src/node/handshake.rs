@@ -200,7 +200,12 @@ fn direction(me: &Hello, peer: &Hello, strangers: bool) -> Verdict {
     if peer.generation.is_unborn() {
         return Verdict::Source { whole: true };
     }
-    let relation = History::of(me).relation(History::of(peer));
+    let other_pair = !me.mirror.is_none() && !peer.mirror.is_none() && me.mirror != peer.mirror;
+    let relation = if other_pair {
+        Relation::Unrelated
+    } else {
+        History::of(me).relation(History::of(peer))
+    };
     let inconsistent = |hello: &Hello| hello.disk == DiskState::Inconsistent;
     match (inconsistent(me), inconsistent(peer)) {
         (true, true) => Verdict::Idle(ErrorId::NoGoodCopy),
@@ -523,6 +528,8 @@ mod tests {
             })
         };
         assert_eq!(unrelated(false), Verdict::Refuse(ErrorId::Unrelated));
+        let other_pair = cell(|a, _| a.mirror = crate::types::MirrorId(99));
+        assert_eq!(other_pair, Verdict::Refuse(ErrorId::Unrelated));
         assert_eq!(unrelated(true), Verdict::Target { whole: true });
     }
 

@@ -17,7 +17,8 @@ use super::resync::{Copying, Resync};
 use super::timer::Timer;
 use crate::error::ErrorId;
 use crate::limits::{
-    ARRIVAL_PATIENCE, CONNECT_BACKOFF_MIN, SLOW_PEER_BACKOFF_MAX, SLOW_PEER_BACKOFF_MIN,
+    ARRIVAL_PATIENCE, ASK_PATIENCE, CONNECT_BACKOFF_MIN, SLOW_PEER_BACKOFF_MAX,
+    SLOW_PEER_BACKOFF_MIN,
 };
 use crate::types::{DiskState, LinkState, Role, Time};
 use crate::wire::message::{Goodbye, Hello, PeerState};
@@ -122,6 +123,7 @@ pub(super) enum AfterLoss {
 #[derive(Debug, Default)]
 pub(super) struct SlowPeer {
     pause: Option<Duration>,
+    reason: String,
 }
 
 impl Link {
@@ -278,6 +280,7 @@ impl Node {
                     .map_or(SLOW_PEER_BACKOFF_MIN, |last| last * 2);
                 let pause = pause.min(SLOW_PEER_BACKOFF_MAX);
                 self.slow_peer.pause = Some(pause);
+                reason.clone_into(&mut self.slow_peer.reason);
                 self.link = Link::Waiting;
                 self.timers.set(Timer::Reconnect, self.now.after(pause));
                 self.out.push(Action::StopConnecting);
@@ -304,10 +307,6 @@ impl Node {
                 if let Mode::Source(resync) = session.mode {
                     self.abandon_resync(resync);
                 }
-            }
-            Link::Agreeing(_) => {
-                let text = format!("no agreement with {}: {reason}", self.config.peer);
-                self.event(Severity::Info, text);
             }
             _ => {}
         }
@@ -349,6 +348,7 @@ impl Node {
         self.met_peer = true;
         self.discard = false;
         self.refusal = None;
+        self.parted = None;
         self.heartbeat_due = self.now.after(self.heartbeat_interval());
         self.timers.set(Timer::Heartbeat, self.heartbeat_due);
         let (peer, mode) = (self.config.peer.clone(), self.mode_in_words());
@@ -403,7 +403,7 @@ impl Node {
         let late = self.now.since(self.heartbeat_due);
         self.heartbeat_due = self.now.after(interval);
         self.timers.set(Timer::Heartbeat, self.heartbeat_due);
-        let oldest = self.requests.oldest_at_peer();
+        let oldest = self.oldest_wait_for_peer();
         let Some(session) = self.link.session_mut() else {
             return;
         };
@@ -420,13 +420,33 @@ impl Node {
         if silent {
             self.lose_link(
                 "it has been silent for the stall timeout",
-                AfterLoss::Search,
+                AfterLoss::BackOff,
             );
         } else if slow {
             self.lose_link("it held a write for the stall timeout", AfterLoss::BackOff);
         } else {
             self.send(Header::bare(FrameType::Ping, 0, 0));
         }
+    }
+
+    /// Since when the peer holds something up: a guest's request, or what a guest's request waits
+    /// for. Changes of role and the end of a resync may take longer.
+    fn oldest_wait_for_peer(&self) -> Option<Time> {
+        let behind = if self.requests.any_waits() {
+            [self.log.peer_flush_since(), self.oldest_chunk_at_peer()]
+        } else {
+            [None, None]
+        };
+        let extra = ASK_PATIENCE.saturating_sub(self.config.stall_timeout);
+        let asked = self
+            .transition
+            .waits_for_peer_since()
+            .map(|since| since.after(extra));
+        behind
+            .into_iter()
+            .chain([self.requests.oldest_at_peer(), asked])
+            .flatten()
+            .min()
     }
 
     /// The handshake took too long.
@@ -449,7 +469,7 @@ impl Node {
             });
             self.out.push(Action::Flush { op });
         }
-        if self.replicating() && self.log.peer_flush_begins() {
+        if self.replicating() && self.log.peer_flush_begins(self.now) {
             let generation = self.record.generation.tag();
             self.send(Header::bare(
                 FrameType::Flush,
@@ -480,6 +500,7 @@ impl Node {
         }
         let reason = format!("it said goodbye: {}", goodbye.reason);
         self.lose_link(&reason, AfterLoss::Search);
+        self.parted = Some(goodbye.reason);
     }
 
     /// How the link's trouble reads in `status`.
@@ -487,10 +508,13 @@ impl Node {
         if let Some(refusal) = &self.refusal {
             reasons.push(refusal.to_string());
         }
+        if let (Some(parted), LinkState::Connecting) = (&self.parted, self.link.state()) {
+            reasons.push(format!("{} parted: {parted}", self.config.peer));
+        }
         if let (Link::Waiting, Some(pause)) = (&self.link, self.slow_peer.pause) {
             reasons.push(format!(
-                "{} was dropped because it was too slow; it is let in again after {pause:?}",
-                self.config.peer
+                "{} was dropped because {}; it is let in again after {pause:?}",
+                self.config.peer, self.slow_peer.reason
             ));
         }
         if let Some(Mode::Idle(id)) = self.link.session().map(|session| &session.mode) {

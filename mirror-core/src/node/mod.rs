@@ -156,6 +156,8 @@ pub struct Node {
     slow_peer: SlowPeer,
     /// A hello that came before this node was at rest.
     early_hello: Option<Hello>,
+    /// What the peer said when it parted last.
+    parted: Option<String>,
     /// Why the link stands alone, or the disk is not used.
     refusal: Option<Refusal>,
     /// An operator said that this side's data may go.
@@ -220,6 +222,7 @@ impl Node {
             heartbeat_due: Time::default(),
             slow_peer: SlowPeer::default(),
             early_hello: None,
+            parted: None,
             refusal: None,
             discard: false,
             outdated_by: None,
@@ -405,6 +408,9 @@ impl Node {
         use FrameType::*;
         match (header.kind, body) {
             (Write | Zero | Flush | SyncWrite | SyncZero, body) => self.peer_request(header, body),
+            (Done, _) if !self.is_current(header.generation) => {
+                self.protocol_error("an answer in another generation");
+            }
             (Done, _) => self.peer_done(header.id),
             (State, Body::Control(bytes)) => self.peer_tells_state(&bytes),
             (SyncFinish, _) => self.source_finished(header),
@@ -416,6 +422,17 @@ impl Node {
                 self.protocol_error(&format!("{kind:?} in the middle of a session"));
             }
         }
+    }
+
+    /// Whether a frame speaks in the present generation, or in the one that a change of record
+    /// under way is about to end.
+    fn is_current(&self, tag: u64) -> bool {
+        let ending = self
+            .record
+            .ancestry
+            .first()
+            .map(|generation| generation.tag());
+        tag == self.record.generation.tag() || (!self.transition.is_idle() && Some(tag) == ending)
     }
 
     fn peer_done(&mut self, id: u64) {

@@ -181,6 +181,17 @@ impl Requests {
             .min()
     }
 
+    /// Whether a request waits before submission.
+    pub(super) fn any_waits(&self) -> bool {
+        let guests = self.slots.iter().filter_map(|slot| slot.1.as_ref());
+        guests.map(|guest| guest.stage).any(|stage| {
+            matches!(
+                stage,
+                Stage::AwaitingRange | Stage::AwaitingLog | Stage::AwaitingGate
+            )
+        })
+    }
+
     /// Whether a write or flush is submitted that needs the peer, or a right to do without.
     pub(super) fn any_needs_peer(&self) -> bool {
         let guests = self.slots.iter().filter_map(|slot| slot.1.as_ref());
@@ -438,7 +449,7 @@ impl Node {
                 self.send(ranged(FrameType::Zero, fua_flag(fua) | unmap));
             }
             Kind::Flush => {
-                guest.followed = self.log.peer_flush_begins();
+                guest.followed = self.log.peer_flush_begins(now);
                 self.send(Header::bare(
                     FrameType::Flush,
                     generation,
@@ -683,8 +694,12 @@ impl Node {
     }
 
     /// Whether what this node said of itself is frozen.
+    ///
+    /// A sole holder that has used its generation is the source of any resync, and what it writes
+    /// meanwhile is dirty: its guests need not wait for a handshake.
     fn gate_closed(&self) -> bool {
-        self.link.is_agreeing() || self.transition.freezes_requests()
+        let nothing_to_freeze = self.record.holders == Holders::Sole && self.use_is_durable;
+        self.transition.freezes_requests() || (self.link.is_agreeing() && !nothing_to_freeze)
     }
 
     /// Whether the record that [`Holders`] describes is durable and no change of it is under way.

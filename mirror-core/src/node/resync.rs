@@ -47,7 +47,8 @@ struct Chunk {
 enum ChunkStage {
     AwaitingRange,
     Reading,
-    Sent,
+    /// With the peer, since then.
+    Sent(Time),
 }
 
 /// The target's side of a resync.
@@ -169,6 +170,18 @@ impl Node {
         }
     }
 
+    /// Since when the peer has the oldest chunk that it has not written.
+    pub(super) fn oldest_chunk_at_peer(&self) -> Option<Time> {
+        let Mode::Source(resync) = &self.link.session()?.mode else {
+            return None;
+        };
+        let sent = |chunk: &Chunk| match chunk.stage {
+            ChunkStage::Sent(since) => Some(since),
+            _ => None,
+        };
+        resync.chunks.iter().filter_map(sent).min()
+    }
+
     /// Takes the next dirty run into the window. Returns whether there was room and one to take.
     fn start_chunk(&mut self) -> bool {
         let busy = self.now.since(self.guest_active) < GUEST_ACTIVE && self.requests.len() > 0;
@@ -231,13 +244,14 @@ impl Node {
 
     /// A chunk was read: send it, or the word that it is all zeroes.
     pub(super) fn chunk_read(&mut self, serial: u32, payload: Payload) {
+        let now = self.now;
         let generation = self.record.generation.tag();
         let chunk = self.resync().and_then(|resync| resync.chunk(serial));
         let Some(chunk) = chunk.filter(|chunk| chunk.stage == ChunkStage::Reading) else {
             self.out.push(Action::Release(payload));
             return;
         };
-        chunk.stage = ChunkStage::Sent;
+        chunk.stage = ChunkStage::Sent(now);
         let range = chunk.range;
         let header = Header {
             offset: range.start,
@@ -341,7 +355,7 @@ impl Node {
         for chunk in resync.chunks {
             match chunk.stage {
                 ChunkStage::AwaitingRange => self.withdraw_claim(Claimant::Chunk(chunk.serial)),
-                ChunkStage::Reading | ChunkStage::Sent => self.release_range(chunk.range),
+                ChunkStage::Reading | ChunkStage::Sent(_) => self.release_range(chunk.range),
             }
         }
         self.checkpoint_due = false;

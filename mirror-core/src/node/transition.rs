@@ -12,7 +12,7 @@ use super::records::Then;
 use super::timer::Timer;
 use crate::error::ErrorId;
 use crate::meta::superblock::{Proposal, Trust};
-use crate::types::{DiskState, Generation, GenerationId, Holders, MirrorId, ReplicaId, Role};
+use crate::types::{DiskState, Generation, GenerationId, Holders, MirrorId, ReplicaId, Role, Time};
 use crate::wire::message::{Goodbye, Lineage, text_bytes, text_from};
 use crate::wire::{FrameType, Header};
 
@@ -87,13 +87,16 @@ pub(super) enum Stage {
     FlushBoth,
     /// The intention becomes durable.
     Note,
+    /// The intention becomes durable in both slots: it gives a right up.
+    NoteTwice,
     /// The peer answers.
     Ask,
     /// The bitmap on disk becomes the one in memory, and the activity log empty.
     Save,
     /// The change becomes durable in one slot.
     Record,
-    /// The change becomes durable in both slots: it lowers trust.
+    /// The change becomes durable in both slots: the loss of one must not bring back the trust or
+    /// the record that it ends.
     RecordTwice,
 }
 
@@ -101,13 +104,14 @@ impl Kind {
     fn stages(&self) -> &'static [Stage] {
         use Stage::*;
         match self {
-            Kind::Shrink { .. } | Kind::PromoteAlone { .. } => &[Flush, Note, Record],
+            Kind::Shrink { .. } => &[Flush, Note, RecordTwice],
+            Kind::PromoteAlone { .. } => &[Drain, Flush, Note, RecordTwice],
             Kind::OfferSync { .. } => &[Record],
             Kind::PromoteTogether { .. } => &[Flush, Ask, Record],
             Kind::Grant { .. } | Kind::Agree | Kind::FinishTarget => &[Flush, Record],
             Kind::Demote { .. } => &[FlushBoth, Save, Record],
             Kind::BecomeTarget { .. } => &[Drain, RecordTwice],
-            Kind::Widen => &[Note, Ask, Record],
+            Kind::Widen => &[NoteTwice, Ask, Record],
             Kind::Outdate { .. } => &[RecordTwice],
             Kind::Leave { .. } => &[Drain, Flush, Rest],
         }
@@ -126,6 +130,8 @@ struct Active {
     kind: Kind,
     /// Index into [`Kind::stages`].
     at: usize,
+    /// When the stage began.
+    since: Time,
     /// Answers outstanding in [`Stage::FlushBoth`]: this disk's, the peer's.
     flushes: (bool, bool),
     /// The generation to be, of the kinds that begin one.
@@ -142,6 +148,17 @@ impl Transition {
     fn stage(&self) -> Option<Stage> {
         let active = self.active.as_ref()?;
         active.kind.stages().get(active.at).copied()
+    }
+
+    /// Since when a stage waits for the peer.
+    pub(super) fn waits_for_peer_since(&self) -> Option<Time> {
+        let active = self.active.as_ref()?;
+        let waits = match self.stage()? {
+            Stage::Ask => true,
+            Stage::FlushBoth => active.flushes.1,
+            _ => false,
+        };
+        waits.then_some(active.since)
     }
 
     /// Whether guest requests wait before submission: this node's facts are about to change.
@@ -174,6 +191,7 @@ impl Node {
         self.transition.active = Some(Active {
             kind,
             at: 0,
+            since: self.now,
             flushes,
             generation,
             serial,
@@ -198,12 +216,22 @@ impl Node {
     }
 
     fn enter_stage(&mut self) {
+        if let Some(active) = &mut self.transition.active {
+            active.since = self.now;
+        }
         match self.transition.stage() {
             None => self.complete_transition(),
             Some(Stage::Drain | Stage::Save | Stage::Rest) => self.poll_transition(),
             Some(Stage::Flush) => self.flush_for_step(),
             Some(Stage::FlushBoth) => self.flush_both(),
-            Some(Stage::Note) => self.note(),
+            Some(Stage::Note) => {
+                self.note();
+                self.commit(Then::Step);
+            }
+            Some(Stage::NoteTwice) => {
+                self.note();
+                self.commit_both(Then::Step);
+            }
             Some(Stage::Ask) => self.ask(),
             Some(Stage::Record) => {
                 self.apply();
@@ -308,7 +336,6 @@ impl Node {
                 holders: Holders::Sole,
             });
         }
-        self.commit(Then::Step);
     }
 
     fn ask(&mut self) {
@@ -578,6 +605,7 @@ impl Node {
 
     fn shrunk(&mut self, after: AfterShrink) {
         let generation = self.record.generation;
+        self.disk = DiskState::UpToDate;
         self.event(
             Severity::Warning,
             format!("sole holder from generation {generation} on"),
@@ -606,6 +634,8 @@ impl Node {
 
     fn became_primary(&mut self) {
         self.role = Role::Primary;
+        // What is written from here on must not be discarded on an old word.
+        self.discard = false;
         self.disk = DiskState::UpToDate;
         self.serving = true;
         self.out.push(Action::Serve(true));

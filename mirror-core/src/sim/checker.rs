@@ -43,6 +43,7 @@ pub(super) enum Durability {
 
 /// The oracle's memory.
 pub(super) struct Checker {
+    sectors: u64,
     initial: Box<dyn Fn(u64) -> u64>,
     pages: Vec<Option<Vec<Sector>>>,
     clock: Moment,
@@ -69,6 +70,7 @@ pub(super) fn describe(stamp: u64) -> String {
 impl Checker {
     pub fn new(sectors: u64, initial: Box<dyn Fn(u64) -> u64>) -> Checker {
         Checker {
+            sectors,
             initial,
             pages: vec![None; sectors.div_ceil(PAGE) as usize],
             clock: 1,
@@ -268,9 +270,9 @@ impl Checker {
 
     fn sector(&mut self, number: u64) -> &mut Sector {
         let page = number / PAGE;
-        let initial = &self.initial;
+        let (initial, all) = (&self.initial, self.sectors);
         let sectors = self.pages[page as usize].get_or_insert_with(|| {
-            (0..PAGE)
+            (0..PAGE.min(all - page * PAGE))
                 .map(|index| Sector {
                     versions: vec![Version {
                         write: 0,

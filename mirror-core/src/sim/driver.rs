@@ -84,11 +84,11 @@ impl Cluster {
                 Ok(())
             }
             Action::StopConnecting => {
-                self.network.stop_connecting(h, &mut self.later);
+                self.network.stop_connecting(now, h, &mut self.later);
                 Ok(())
             }
             Action::Close { connection } => {
-                self.network.close(h, connection, &mut self.later);
+                self.network.close(now, h, connection, &mut self.later);
                 Ok(())
             }
             Action::Send {
@@ -122,9 +122,6 @@ impl Cluster {
             }
             Action::Serve(serving) => {
                 process.serving = serving;
-                if !serving {
-                    self.sample_custody_of(h);
-                }
                 self.serve_changed(h, serving)
             }
             Action::Detached => {

@@ -1,6 +1,7 @@
 //! What goes wrong: crashes, power losses, cuts, stalls and slow disks, at random.
 
 use super::cluster::{Cluster, Event, Phase};
+use super::split_brain::SplitBrain;
 use crate::types::{BootId, Time};
 use std::time::Duration;
 
@@ -17,7 +18,8 @@ pub(super) enum Crash {
 
 impl Cluster {
     pub fn fault_step(&mut self) {
-        if self.phase != Phase::Storm {
+        // A split brain is a story without other faults.
+        if self.phase != Phase::Storm || self.operator.split != SplitBrain::Not {
             return;
         }
         let h = self.rng.usize(0..2);

@@ -170,6 +170,7 @@ impl Cluster {
 
     /// The node is at rest and asked for its store to be closed.
     fn detach(&mut self, h: usize) {
+        self.sample_custody();
         let Some(process) = self.hosts[h].process.take() else {
             return;
         };

@@ -17,6 +17,8 @@ pub(super) struct Custody {
     pub named: [bool; 2],
     /// Lost power since it became a holder, so that its copy may lack what was not flushed.
     pub lost: [bool; 2],
+    /// Who serves, or did last.
+    keeper: Option<usize>,
     watches: u64,
     /// The disks' change counters when their images were last found identical.
     identical_at: [u64; 2],
@@ -66,23 +68,22 @@ impl Cluster {
         self.schedule(gap, Event::Watch);
     }
 
-    /// Learns from the serving node who holds everything.
+    /// Learns from the node that serves, or did last, who holds everything.
     pub fn sample_custody(&mut self) {
-        if let Some(h) = (0..2).find(|h| self.serving(*h)) {
-            self.sample_custody_of(h);
-        }
-    }
-
-    /// Learns it from the node that serves or did until now.
-    pub fn sample_custody_of(&mut self, h: usize) {
-        if self.client.blind {
+        let serving = (0..2).find(|h| self.serving(*h));
+        self.custody.keeper = serving.or(self.custody.keeper);
+        let (Some(h), false) = (self.custody.keeper, self.client.blind) else {
             return;
-        }
-        let Some(status) = self.status(h) else { return };
+        };
+        let Some(status) = self.status(h).filter(|status| !status.holders.is_empty()) else {
+            return;
+        };
         let named = NAMES.map(|name| status.holders.iter().any(|holder| holder == name));
         let before = self.custody.named;
         self.custody.named = named;
-        self.custody.lost[h] = false;
+        if serving.is_some() {
+            self.custody.lost[h] = false;
+        }
         for other in 0..2 {
             if !named[other] {
                 self.custody.lost[other] = false;

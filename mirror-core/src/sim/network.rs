@@ -122,21 +122,21 @@ impl Network {
         self.schedule_attempt(later);
     }
 
-    pub fn stop_connecting(&mut self, host: usize, later: &mut Later) {
+    pub fn stop_connecting(&mut self, now: Time, host: usize, later: &mut Later) {
         self.wishes[host] = Wish::default();
         for index in self.live() {
             if self.connections[index].ends[host] == End::Untold {
-                self.leave(index, host, later);
+                self.leave(now, index, host, later);
             }
         }
     }
 
     /// The host closes its end.
-    pub fn close(&mut self, host: usize, id: ConnectionId, later: &mut Later) {
+    pub fn close(&mut self, now: Time, host: usize, id: ConnectionId, later: &mut Later) {
         if let Some(index) = self.index(host, id)
             && self.connections[index].ends[host] != End::Gone
         {
-            self.leave(index, host, later);
+            self.leave(now, index, host, later);
         }
     }
 
@@ -247,7 +247,7 @@ impl Network {
                 if self.connections[connection].ends[side] != End::Untold {
                     return None;
                 }
-                self.replace_older(connection, side, later);
+                self.replace_older(now, connection, side, later);
                 self.wishes[side].seeking = false;
                 self.connections[connection].ends[side] = End::Up;
                 for _ in 0..self.connections[connection].pipes[side].len() {
@@ -327,15 +327,15 @@ impl Network {
     }
 
     /// A newer connection came up at `side`: the driver drops older ones now or a little later.
-    fn replace_older(&mut self, newer: usize, side: usize, later: &mut Later) {
+    fn replace_older(&mut self, now: Time, newer: usize, side: usize, later: &mut Later) {
         for index in self.live() {
             if index < newer && self.connections[index].ends[side] != End::Gone && self.rng.bool() {
-                self.leave(index, side, later);
+                self.leave(now, index, side, later);
             }
         }
     }
 
-    fn leave(&mut self, index: usize, host: usize, later: &mut Later) {
+    fn leave(&mut self, now: Time, index: usize, host: usize, later: &mut Later) {
         self.connections[index].ends[host] = End::Gone;
         self.connections[index].pipes[host].clear();
         if self.connections[index].broken {
@@ -348,8 +348,7 @@ impl Network {
             pipe.truncate(kept);
         }
         let delay = self.delay();
-        let last = self.connections[index].last[1 - host];
-        self.push(last, index, 1 - host, delay, Item::End, later);
+        self.push(now, index, 1 - host, delay, Item::End, later);
     }
 
     fn push(

@@ -183,7 +183,9 @@ impl Cluster {
                 self.command(1 - s, Command::Primary(PrimaryMode::Ordinary));
             }
             (4, _) => self.command(h, Command::Disconnect),
-            (5, Some(s)) if self.connected(s) => self.command(1 - s, Command::Invalidate),
+            (5, Some(s)) if self.connected(s) && self.options.store_size < 1 << 30 => {
+                self.command(1 - s, Command::Invalidate);
+            }
             (6, _) => self.command(h, Command::PauseResync),
             (7, _) => self.command(h, Command::ResumeResync),
             (8, _) => self.command(h, Command::Down),
@@ -275,7 +277,18 @@ impl Cluster {
     fn heal(&mut self, deadline: Time) {
         if self.now > deadline {
             let states = [0, 1].map(|h| format!("{}: {:?}", NAMES[h], self.status(h)));
-            return self.fail(format!("not healed in time; {}", states.join("; ")));
+            let under_way = format!(
+                "{} of {} requests asked, {} unanswered, {} disk operations and {} frames under way",
+                self.client.asked(),
+                self.options.requests,
+                self.client.pending_at(0) + self.client.pending_at(1),
+                self.hosts[0].disk.in_flight() + self.hosts[1].disk.in_flight(),
+                self.network.under_way()
+            );
+            return self.fail(format!(
+                "not healed in time; {under_way}; {}",
+                states.join("; ")
+            ));
         }
         for h in 0..2 {
             let paused = self

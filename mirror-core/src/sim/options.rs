@@ -72,8 +72,13 @@ impl Options {
         let requests = rng.u64(300..3000);
         let pick = |rng: &mut fastrand::Rng, list: &[u64]| list[rng.usize(0..list.len())];
         let stall_timeout = Duration::from_millis(pick(&mut rng, &[300, 1000, 2000]));
-        let disk_latency = Duration::from_micros(pick(&mut rng, &[30, 200, 2000, 10_000]));
-        let network_delay = Duration::from_micros(pick(&mut rng, &[50, 500, 3000, 20_000]));
+        let mut disk_latency = Duration::from_micros(pick(&mut rng, &[30, 200, 2000, 10_000]));
+        let mut network_delay = Duration::from_micros(pick(&mut rng, &[50, 500, 3000, 20_000]));
+        if wide {
+            // A full sync of so much must end within the time that healing has.
+            disk_latency = disk_latency.min(Duration::from_micros(200));
+            network_delay = network_delay.min(Duration::from_micros(500));
+        }
         // A link or disk whose ordinary delays are beyond the timeout would never connect at all.
         let least = (network_delay * 100).max(disk_latency * 60);
         Options {

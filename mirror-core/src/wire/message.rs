@@ -2,7 +2,9 @@
 
 use super::{FrameType, WireError};
 use crate::limits::MAX_ANCESTRY;
-use crate::meta::superblock::{NAME_LEN, RawGeneration, holders_byte, parse_holders};
+use crate::meta::superblock::{
+    MAX_COUNTER, NAME_LEN, RawGeneration, holders_byte, parse_holders, plausible_size,
+};
 use crate::types::{ArbiterId, DiskState, Generation, Holders, MirrorId, ReplicaId, Role};
 use zerocopy::byteorder::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -203,6 +205,11 @@ impl Hello {
         let malformed = WireError::Malformed(FrameType::Hello);
         let (raw, _) = RawHello::ref_from_prefix(bytes).map_err(|_| malformed)?;
         let hello = || {
+            let sizes = [raw.data_size.get(), raw.mirror_size.get()];
+            let plausible = plausible_size(sizes[0])
+                && (sizes[1] == 0 || plausible_size(sizes[1]))
+                && raw.generation.counter.get() <= MAX_COUNTER;
+            plausible.then_some(())?;
             Some(Hello {
                 versions: (raw.oldest_version.get(), raw.newest_version.get()),
                 cluster: name(&raw.cluster)?,
@@ -284,7 +291,10 @@ impl Lineage {
         let lineage = || {
             let raw = RawLineage::ref_from_bytes(bytes).ok()?;
             let generation = Generation::from(raw.generation);
-            (!generation.is_unborn()).then_some(Lineage {
+            let plausible = !generation.is_unborn()
+                && generation.counter <= MAX_COUNTER
+                && plausible_size(raw.mirror_size.get());
+            plausible.then_some(Lineage {
                 mirror: MirrorId(raw.mirror.get()),
                 mirror_size: raw.mirror_size.get(),
                 generation,

@@ -129,7 +129,8 @@ fn a_cut_delivers_a_prefix_and_tells_both_ends() {
 fn a_closed_end_hears_nothing_more() {
     let mut bench = Bench::new(1);
     bench.send(1, 3, 5);
-    bench.with(|network, later| network.close(0, ConnectionId(2), later));
+    let now = Time(bench.now);
+    bench.with(|network, later| network.close(now, 0, ConnectionId(2), later));
     bench.run(10_000_000_000);
     assert_eq!(bench.heard_by(0), ["up 2"]);
     assert_eq!(bench.heard_by(1), ["up 3", "down 3"]);
