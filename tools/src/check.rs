@@ -1,6 +1,7 @@
 //! `kagami check`: is the configuration sound?
 
 use crate::context::read_config;
+use crate::human;
 use crate::options::Place;
 use crate::output;
 use clap::Args;
@@ -20,11 +21,11 @@ pub struct CheckArgs {}
 pub fn run(place: &Place, _args: &CheckArgs) -> Result<(), Refusal> {
     let config = read_config(&place.config)?;
     output::line(format!(
-        "{}: cluster {}, {} nodes, {} mirrors",
+        "{}: cluster {}, {}, {}",
         place.config.display(),
         config.cluster,
-        config.nodes.len(),
-        config.mirrors.len()
+        human::count(config.nodes.len(), "node"),
+        human::count(config.mirrors.len(), "mirror"),
     ));
     for mirror in &config.mirrors {
         let sides = mirror

@@ -22,6 +22,12 @@ pub fn size(bytes: u64) -> String {
     }
 }
 
+/// `1 mirror`, `2 mirrors`.
+pub fn count(number: usize, what: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {what}{plural}")
+}
+
 /// A span of seconds: `5 s`, `3 min 20 s`, `2 h 05 min`.
 pub fn span(seconds: u64) -> String {
     match seconds {
@@ -168,6 +174,12 @@ mod tests {
         ] {
             assert_eq!(size(bytes), text);
         }
+    }
+
+    #[test]
+    fn counts() {
+        assert_eq!(count(1, "mirror"), "1 mirror");
+        assert_eq!(count(0, "mirror"), "0 mirrors");
     }
 
     #[test]
