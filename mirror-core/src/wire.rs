@@ -56,6 +56,8 @@ pub enum FrameType {
     SyncWrite = 35,
     /// A resync range to zero.
     SyncZero = 36,
+    /// How many bytes are dirty in all, in `offset`; for the target's status only.
+    SyncTotal = 39,
     /// Everything is there: become UpToDate durably.
     SyncFinish = 37,
     /// The target is UpToDate durably.
@@ -89,6 +91,7 @@ impl FrameType {
             SyncReady,
             SyncWrite,
             SyncZero,
+            SyncTotal,
             SyncFinish,
             SyncFinished,
             Promote,

@@ -443,10 +443,7 @@ impl Node {
             flags,
             ..Header::bare(FrameType::SyncReady, generation, 0)
         });
-        self.connected(
-            theirs,
-            Mode::Target(Copying::new(self.now, self.bitmap.dirty_bytes())),
-        );
+        self.connected(theirs, Mode::Target(Copying::new(self.now)));
     }
 
     fn target_is_ready(&mut self, header: Header) {
@@ -462,7 +459,14 @@ impl Node {
             self.bitmap.mark_all();
         }
         let resync = Resync::new(self.now, self.bitmap.dirty_bytes());
+        let total = resync.progress.total;
         self.connected(theirs, Mode::Source(resync));
+        let generation = self.record.generation.tag();
+        let header = Header {
+            offset: total,
+            ..Header::bare(FrameType::SyncTotal, generation, 0)
+        };
+        self.send(header);
     }
 
     /// Looks for the peer on an operator's word.

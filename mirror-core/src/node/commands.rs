@@ -12,6 +12,9 @@ use crate::error::{ErrorId, Refusal};
 use crate::types::{DiskState, Generation, Holders, MirrorId, Role};
 use crate::wire::message::{Goodbye, Lineage};
 
+/// Why a link stands alone or was given up when an operator wished it.
+pub(super) const BY_OPERATOR: &str = "disconnected by an operator";
+
 /// What came of looking at a command.
 enum Looked {
     /// It was answered, or a transition was begun that will answer it.
@@ -84,10 +87,11 @@ impl Node {
     }
 
     fn primary_command(&mut self, command: CommandId, mode: PrimaryMode) -> Looked {
+        let initial = matches!(mode, PrimaryMode::Initial | PrimaryMode::InitialAssumeClean);
         if self.role == Role::Primary && !self.serving {
             return Looked::Wait;
         }
-        if self.role == Role::Primary {
+        if self.role == Role::Primary && !initial {
             self.done(command, Vec::new());
             return Looked::Taken;
         }
@@ -324,17 +328,14 @@ impl Node {
         }
         let outdated_by = (self.role == Role::Primary && self.record.holders == Holders::Sole)
             .then_some(self.record.generation);
-        let reason = "disconnected by an operator".to_owned();
+        let reason = BY_OPERATOR.to_owned();
         let goodbye = Goodbye {
             outdated_by,
             reason,
         };
-        self.part(
-            "disconnected by an operator",
-            goodbye,
-            AfterLoss::StandAlone,
-        );
+        self.part(BY_OPERATOR, goodbye, AfterLoss::StandAlone);
         self.refusal = None;
+        self.parted = Some(BY_OPERATOR.to_owned());
         self.done(command, Vec::new());
     }
 

@@ -508,8 +508,15 @@ impl Node {
         if let Some(refusal) = &self.refusal {
             reasons.push(refusal.to_string());
         }
-        if let (Some(parted), LinkState::Connecting) = (&self.parted, self.link.state()) {
-            reasons.push(format!("{} parted: {parted}", self.config.peer));
+        match (&self.parted, self.link.state()) {
+            (Some(parted), LinkState::Connecting) => {
+                reasons.push(format!("{} parted: {parted}", self.config.peer));
+            }
+            (Some(parted), LinkState::StandAlone) => {
+                let mirror = &self.config.mirror;
+                reasons.push(format!("{parted}; `kagami connect {mirror}` ends it"));
+            }
+            _ => {}
         }
         if let (Link::Waiting, Some(pause)) = (&self.link, self.slow_peer.pause) {
             reasons.push(format!(

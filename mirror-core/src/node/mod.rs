@@ -293,6 +293,10 @@ impl Node {
 
     fn keep_running(&mut self) {
         self.poll_transition();
+        if self.phase != Phase::Running {
+            // The transition was the last one: nothing more touches the store.
+            return;
+        }
         self.start_waiting_transition();
         self.try_greet();
         self.retry_gate();
@@ -413,6 +417,7 @@ impl Node {
             }
             (Done, _) => self.peer_done(header.id),
             (State, Body::Control(bytes)) => self.peer_tells_state(&bytes),
+            (SyncTotal, _) => self.learn_total(header.offset),
             (SyncFinish, _) => self.source_finished(header),
             (SyncFinished | Promoted, _) => self.peer_answered(header),
             (Promote, Body::Control(bytes)) => self.peer_wants_promotion(&bytes),

@@ -127,10 +127,10 @@ impl Resync {
 }
 
 impl Copying {
-    pub(super) fn new(now: Time, total: u64) -> Copying {
+    pub(super) fn new(now: Time) -> Copying {
         Copying {
             written: Vec::new(),
-            progress: Progress::new(now, total),
+            progress: Progress::new(now, 0),
         }
     }
 }
@@ -180,6 +180,13 @@ impl Node {
             _ => None,
         };
         resync.chunks.iter().filter_map(sent).min()
+    }
+
+    /// The source says how much is dirty in all: only it knows.
+    pub(super) fn learn_total(&mut self, total: u64) {
+        if let Some(Mode::Target(copying)) = self.link.session_mut().map(|s| &mut s.mode) {
+            copying.progress.total = total;
+        }
     }
 
     /// Takes the next dirty run into the window. Returns whether there was room and one to take.

@@ -76,7 +76,7 @@ impl Node {
             Mode::Target(copying) => (Direction::Target, &copying.progress),
             Mode::Idle(_) | Mode::InSync => return None,
         };
-        // A target learns the size of it only from what the source sends.
+        // Blocks may be copied again in a second walk.
         let total = progress.total.max(progress.done);
         let rate = progress.rate(now);
         Some(ResyncStatus {

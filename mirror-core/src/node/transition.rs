@@ -6,6 +6,7 @@
 
 use super::Node;
 use super::boundary::{Action, CommandId, PrimaryMode, Severity};
+use super::commands::BY_OPERATOR;
 use super::link::{AfterLoss, Mode, PeerTag};
 use super::operation::Purpose;
 use super::records::Then;
@@ -620,13 +621,10 @@ impl Node {
             AfterShrink::Disconnect { command } => {
                 let goodbye = Goodbye {
                     outdated_by: Some(generation),
-                    reason: "disconnected by an operator".into(),
+                    reason: BY_OPERATOR.into(),
                 };
-                self.part(
-                    "disconnected by an operator",
-                    goodbye,
-                    AfterLoss::StandAlone,
-                );
+                self.part(BY_OPERATOR, goodbye, AfterLoss::StandAlone);
+                self.parted = Some(BY_OPERATOR.to_owned());
                 self.done(command, Vec::new());
             }
         }

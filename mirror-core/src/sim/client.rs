@@ -332,6 +332,8 @@ impl Cluster {
         if other.is_some_and(|p| p.serving) && self.options.scenario == Scenario::SaneOperator {
             return Err(format!("serves while {} serves", NAMES[1 - host]));
         }
+        // A node may serve and stop in one moment; it served last all the same.
+        self.sample_custody();
         self.check_serving(host)
     }
 

@@ -4,6 +4,7 @@
 use super::buffers::{Buffers, Checksum};
 use super::cluster::{Cluster, Event};
 use super::disk::{Fill, Operation, Outcome};
+use super::faults::{DISK_SPIKE, SLOW_DISK};
 use super::host::NAMES;
 use super::network::{Frame, Heard, WireBody};
 use crate::limits::{MAX_CONTROL_PAYLOAD, MAX_PAYLOAD, SECTOR, ZERO_PIECE};
@@ -160,10 +161,10 @@ impl Cluster {
             delay *= 3;
         }
         if self.options.disk_spikes && host.rng.u16(0..500) == 0 {
-            delay += host.rng.u64(0..200_000_000);
+            delay += host.rng.u64(0..DISK_SPIKE.as_nanos() as u64);
         }
         if self.now < host.slow_until {
-            delay *= 30;
+            delay *= u64::from(SLOW_DISK);
         }
         host.disk.submit(op.0, operation)?;
         let life = host.lives;

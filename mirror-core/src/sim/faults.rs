@@ -7,6 +7,12 @@ use std::time::Duration;
 
 const MILLISECOND: u64 = 1_000_000;
 
+/// The longest an operation takes now and then on a disk with spikes.
+pub(super) const DISK_SPIKE: Duration = Duration::from_millis(200);
+
+/// How many times slower a slow disk is.
+pub(super) const SLOW_DISK: u32 = 30;
+
 /// How a machine's daemon ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Crash {
@@ -151,7 +157,14 @@ impl Cluster {
             .hosts
             .iter()
             .any(|host| self.now < Time(host.slow_until.0 + 5_000 * MILLISECOND));
-        let disk = self.options.disk_latency * if slow { 3000 } else { 100 };
+        // Two of the disk's worst moments in one request's way, besides its ordinary latency.
+        let spikes = if self.options.disk_spikes {
+            DISK_SPIKE * 2
+        } else {
+            Duration::ZERO
+        };
+        let slowdown = if slow { SLOW_DISK } else { 1 };
+        let disk = (self.options.disk_latency * 100 + spikes) * slowdown;
         Duration::from_secs(2) + disk + self.options.network_delay * 100
     }
 }
