@@ -409,23 +409,11 @@ impl<B: Backend> Driver<B> {
         }
     }
 
-    /// The core gives its reasons as text that begins with the error's id.
     fn why_not(&self) -> Refusal {
-        let reasons = self.status().reasons.join("; ");
-        let known = ErrorId::ALL
-            .iter()
-            .find(|id| reasons.starts_with(&id.to_string()));
-        match known {
-            Some(id) => {
-                let text = reasons[id.to_string().len()..].trim_start_matches([':', ' ']);
-                Refusal::new(*id, text)
-            }
-            None if reasons.is_empty() => Refusal::new(
-                ErrorId::StoreUnavailable,
-                format!("the disk of mirror {} could not be attached", self.name),
-            ),
-            None => Refusal::new(ErrorId::StoreUnavailable, reasons),
-        }
+        self.node.refusal().cloned().unwrap_or_else(|| {
+            let text = format!("the disk of mirror {} could not be attached", self.name);
+            Refusal::new(ErrorId::StoreUnavailable, text)
+        })
     }
 
     fn status(&self) -> MirrorStatus {

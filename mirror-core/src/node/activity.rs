@@ -310,6 +310,11 @@ impl ActivityLog {
         self.local_settled = self.local_settled.max(upto);
     }
 
+    /// Whether a local flush would settle anything.
+    pub(super) fn has_unsettled_here(&self) -> bool {
+        self.local_writes > self.local_settled
+    }
+
     /// The peer completed a write in `range` that is not known to be durable there.
     pub(super) fn peer_completed(&mut self, range: ByteRange) {
         for extent in extents(range) {

@@ -282,7 +282,7 @@ impl Node {
             ),
             ErrorId::BothPrimary => format!(
                 "this node and {peer} are both Primary; stop the service on the one whose data \
-                 goes and run `kagami secondary {mirror}` and `kagami connect {mirror}` there"
+                 goes, run `kagami secondary {mirror}` there, then `kagami connect {mirror}` on both"
             ),
             ErrorId::PrimaryIsBehind => format!(
                 "the Primary's copy is older than the other node's; run `kagami secondary \

@@ -29,26 +29,30 @@ impl Node {
         self.commands.push_back((command, what));
     }
 
-    /// Looks at the command that waits longest. Returns whether one was taken.
+    /// Looks at the commands that wait, the oldest first. Returns whether one was taken.
     pub(super) fn pump_commands(&mut self) -> bool {
-        let Some(&(command, what)) = self.commands.front() else {
-            return false;
-        };
-        let busy =
-            !self.transition.is_idle() || self.link.is_agreeing() || self.outdated_by.is_some();
-        if matches!(self.phase, Phase::New | Phase::Attaching | Phase::Settling)
-            || (busy && self.phase == Phase::Running && !is_immediate(what))
-        {
+        if matches!(self.phase, Phase::New | Phase::Attaching | Phase::Settling) {
             return false;
         }
-        match self.look_at(command, what) {
-            Looked::Taken => {
-                self.commands.pop_front();
-                self.timers.cancel(Timer::CommandPatience);
-                true
+        let busy = self.phase == Phase::Running
+            && (!self.transition.is_idle()
+                || self.link.is_agreeing()
+                || self.outdated_by.is_some()
+                || self.invalidating.is_some());
+        for at in 0..self.commands.len() {
+            let (command, what) = self.commands[at];
+            if (at > 0 && !overtakes(what)) || (busy && !is_immediate(what)) {
+                continue;
             }
-            Looked::Wait => false,
+            if let Looked::Taken = self.look_at(command, what) {
+                self.commands.remove(at);
+                if at == 0 {
+                    self.timers.cancel(Timer::CommandPatience);
+                }
+                return true;
+            }
         }
+        false
     }
 
     fn look_at(&mut self, command: CommandId, what: Command) -> Looked {
@@ -155,7 +159,12 @@ impl Node {
         let meeting = matches!(self.link, Link::Searching | Link::Arrived { .. })
             && !self.met_peer
             && self.now < self.search_patience();
-        let alone = Kind::PromoteAlone { command, mode };
+        let size = self.initial_size();
+        let alone = Kind::PromoteAlone {
+            command,
+            mode,
+            size,
+        };
         match (mode, self.disk) {
             (PrimaryMode::Initial, _) => Ok(Some(alone)),
             (PrimaryMode::InitialAssumeClean, _) if meeting => Ok(None),
@@ -195,8 +204,13 @@ impl Node {
 
     fn plan_with_peer(&mut self, command: CommandId, mode: PrimaryMode) -> Result<Kind, Refusal> {
         let mirror = self.config.mirror.clone();
+        let alone = Kind::PromoteAlone {
+            command,
+            mode,
+            size: self.initial_size(),
+        };
         let Some(session) = self.link.session() else {
-            return Ok(Kind::PromoteAlone { command, mode });
+            return Ok(alone);
         };
         match (&session.mode, mode) {
             (Mode::Idle(_), PrimaryMode::InitialAssumeClean) => {
@@ -216,9 +230,7 @@ impl Node {
                 };
                 Ok(Kind::PromoteTogether { command, lineage })
             }
-            (Mode::Idle(_), PrimaryMode::Initial | PrimaryMode::Force) => {
-                Ok(Kind::PromoteAlone { command, mode })
-            }
+            (Mode::Idle(_), PrimaryMode::Initial | PrimaryMode::Force) => Ok(alone),
             (Mode::Idle(_), PrimaryMode::Ordinary) => Err(self.not_up_to_date(self.disk)),
             (Mode::Target(_), _) => Err(Refusal::new(
                 ErrorId::Inconsistent,
@@ -228,7 +240,7 @@ impl Node {
                     self.config.peer
                 ),
             )),
-            (Mode::Source(_), _) => Ok(Kind::PromoteAlone { command, mode }),
+            (Mode::Source(_), _) => Ok(alone),
             (Mode::InSync, _) => {
                 let generation = self.next_generation();
                 let mut ancestry = self.record.ancestry.clone();
@@ -385,6 +397,11 @@ impl Node {
             generation => generation.to_string(),
         }
     }
+}
+
+/// Commands that need not wait for the ones before them: one of them may be what those wait for.
+fn overtakes(what: Command) -> bool {
+    is_immediate(what) || what == Command::Disconnect
 }
 
 /// Commands that need no rest.

@@ -28,7 +28,9 @@ impl Node {
                 self.record.proposal = None;
             }
             Kind::OfferSync { whole } => self.apply_offer(whole),
-            Kind::PromoteAlone { mode, .. } => self.apply_promotion_alone(mode, generation),
+            Kind::PromoteAlone { mode, size, .. } => {
+                self.apply_promotion_alone(mode, size, generation);
+            }
             Kind::PromoteTogether { lineage, .. } => {
                 self.apply_promotion_together(&lineage);
                 self.record.primary = true;
@@ -95,11 +97,11 @@ impl Node {
         }
     }
 
-    fn apply_promotion_alone(&mut self, mode: PrimaryMode, generation: Generation) {
+    fn apply_promotion_alone(&mut self, mode: PrimaryMode, size: u64, generation: Generation) {
         let first = matches!(mode, PrimaryMode::Initial | PrimaryMode::InitialAssumeClean);
         if first {
             self.record.mirror = MirrorId((self.id_source.0)());
-            self.record.mirror_size = self.initial_size();
+            self.record.mirror_size = size;
             self.bitmap.limit(self.record.mirror_size);
             self.bitmap.mark_all();
             self.record.all_dirty = true;
@@ -153,7 +155,7 @@ impl Node {
         match active.kind {
             Kind::Shrink { after } => self.shrunk(after),
             Kind::OfferSync { whole } => self.offer_sync(whole),
-            Kind::PromoteAlone { command, mode } => {
+            Kind::PromoteAlone { command, mode, .. } => {
                 self.became_primary();
                 let warnings = self.warnings_of_promotion(mode);
                 self.done(command, warnings);

@@ -472,7 +472,7 @@ impl Node {
 
     /// Flushes both replicas so that extents can leave the activity log.
     pub(super) fn settle(&mut self) {
-        if !self.settling {
+        if !self.settling && self.log.has_unsettled_here() {
             self.settling = true;
             let op = self.ops.start(Purpose::Settle {
                 upto: self.log.local_written(),

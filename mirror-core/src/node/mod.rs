@@ -278,6 +278,11 @@ impl Node {
         (attached && !self.record.replica.is_none()).then_some(self.record.replica)
     }
 
+    /// Why the disk is not used or the link stands alone, as an operator is told.
+    pub fn refusal(&self) -> Option<&Refusal> {
+        self.refusal.as_ref()
+    }
+
     /// Whether no operation, request or transition is under way.
     pub fn is_at_rest(&self) -> bool {
         self.ops.len() == 0 && self.requests.len() == 0 && self.transition.is_idle()

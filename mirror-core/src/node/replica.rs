@@ -58,7 +58,12 @@ impl Node {
         let resync = matches!(header.kind, FrameType::SyncWrite | FrameType::SyncZero);
         match session.mode {
             Mode::Target(_) => {}
-            Mode::InSync if !resync => {}
+            Mode::InSync if !resync => {
+                let writes = header.kind != FrameType::Flush;
+                if writes && session.peer.role != Role::Primary {
+                    return Err("a write of a node that is not Primary");
+                }
+            }
             _ => return Err("a write that this replica has no part in"),
         }
         if self.role == Role::Primary {

@@ -26,6 +26,8 @@ pub(super) enum Kind {
     PromoteAlone {
         command: CommandId,
         mode: PrimaryMode,
+        /// Bytes of the mirrored device, if this is its first generation.
+        size: u64,
     },
     /// Become Primary with the peer's record of it.
     PromoteTogether {
