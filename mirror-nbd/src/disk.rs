@@ -194,7 +194,7 @@ impl Disk {
         let token = Token::Disk(slot);
         let moved = match result {
             Ok(moved) => moved,
-            Err(Errno::EINTR | Errno::EAGAIN) => {
+            Err(Errno::EINTR | Errno::EAGAIN) if !reports_earlier_writes(&operation) => {
                 backend.submit(token, operation);
                 return None;
             }
@@ -420,6 +420,15 @@ impl Disk {
         let job = self.jobs.remove(slot)?;
         Some(report(job, Ok(())))
     }
+}
+
+/// Whether the kernel may tell with this operation, and only once, that an earlier write was lost:
+/// after any error such an operation would succeed without the data being there.
+fn reports_earlier_writes(operation: &Operation) -> bool {
+    matches!(
+        operation,
+        Operation::Sync { .. } | Operation::Write { durable: true, .. }
+    )
 }
 
 fn report(job: Job, result: Result<(), DiskError>) -> Input {

@@ -56,6 +56,64 @@ impl Bench {
             }
         }
     }
+
+    /// The end of the operation under way, as the kernel might have told it.
+    fn ends_with(&mut self, result: Result<u32, Errno>) -> Option<Input> {
+        let mut completions = Vec::new();
+        while completions.is_empty() {
+            self.ring
+                .wait(Some(Duration::from_secs(5)), &mut completions)
+                .expect("the ring works");
+        }
+        let Completion {
+            token: Token::Disk(slot),
+            operation,
+            ..
+        } = completions.remove(0)
+        else {
+            panic!("not of the disk");
+        };
+        let (payloads, ring) = (&mut self.payloads, &mut self.ring);
+        self.disk.ended(slot, operation, result, payloads, ring)
+    }
+}
+
+fn has_failed(input: &Option<Input>) -> bool {
+    matches!(
+        input,
+        Some(Input::DiskDone { result: Err(_), .. } | Input::MetaDone { result: Err(_), .. })
+    )
+}
+
+#[test]
+fn an_interrupted_read_goes_on() {
+    let mut bench = bench();
+    bench
+        .disk
+        .read(OpId(1), ByteRange::new(0, 4096), false, &mut bench.ring);
+    assert!(bench.ends_with(Err(Errno::EINTR)).is_none());
+    let input = bench.next();
+    assert!(matches!(input, Input::DiskDone { result: Ok(_), .. }));
+}
+
+#[test]
+fn what_failed_to_make_durable_is_not_tried_again() {
+    for errno in [Errno::EINTR, Errno::EAGAIN, Errno::EIO] {
+        let mut bench = bench();
+        bench.disk.flush(OpId(1), &mut bench.ring);
+        assert!(has_failed(&bench.ends_with(Err(errno))), "flush, {errno}");
+        let buffer = bench.pool.fresh(4096).freeze();
+        let fua = true;
+        bench
+            .disk
+            .write(OpId(2), 0, buffer, 4096, fua, &mut bench.ring);
+        assert!(has_failed(&bench.ends_with(Err(errno))), "write, {errno}");
+        bench
+            .disk
+            .meta_write(OpId(3), 4 << 20, &[5; 4096], &mut bench.ring);
+        assert!(has_failed(&bench.ends_with(Err(errno))), "meta, {errno}");
+        assert_eq!(bench.ring.in_flight(), 0);
+    }
 }
 
 #[test]
