@@ -40,8 +40,8 @@ pub struct Guests {
     serving: Option<u64>,
     /// Connections that have something to send.
     unsent: Vec<u32>,
-    /// Connections that may go on when memory or places are free again.
-    waiting: Vec<u32>,
+    /// Connections that may go on when memory or places are free again, the next in turn first.
+    waiting: VecDeque<u32>,
 }
 
 struct Connection {
@@ -254,13 +254,23 @@ impl Guests {
         }
     }
 
-    /// Lets those that waited go on, if they can.
+    /// Lets those that waited go on, if they can: in turn, so that none takes all there is.
     pub fn resume<B: Backend>(&mut self, around: &mut Surroundings<'_, B>) {
-        for _ in 0..self.waiting.len() {
-            let slot = self.waiting.swap_remove(0);
+        let mut served = 0;
+        let mut left = self.waiting.len();
+        while left > 0
+            && let Some(slot) = self.waiting.pop_front()
+        {
+            left -= 1;
+            let serial = self.ledger.serial;
             self.pump(slot, around);
+            if self.ledger.serial != serial {
+                served = self.waiting.len() - left;
+            }
             self.settle(slot);
         }
+        // Next time it begins behind the last one that got something in.
+        self.waiting.rotate_left(served);
     }
 
     fn open(&self) -> impl Iterator<Item = &Connection> {
@@ -367,7 +377,7 @@ impl Guests {
                     || around.pool.in_use() + need > POOL_BUDGET);
             if crowded || guest.pending >= REQUESTS_PER_CLIENT || guest.owed > REPLY_BUDGET {
                 guest.incoming = Some(incoming);
-                waiting.push(slot);
+                waiting.push_back(slot);
                 return;
             }
             incoming.consume(REQUEST_LEN);
@@ -455,3 +465,6 @@ impl Connection {
             .push_bytes(&transmit::reply(cookie, result));
     }
 }
+
+#[cfg(test)]
+mod tests;
