@@ -2,13 +2,14 @@
 
 use crate::credentials;
 use crate::daemon::Daemon;
+use crate::unix_socket::UnixSocket;
 use mirror_core::control::{self, CommandOutcome, NodeStatus, PROTOCOL, Request, Response};
 use mirror_core::error::{ErrorId, Refusal};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
@@ -25,11 +26,11 @@ const IDLE: Duration = Duration::from_secs(600);
 const MAX_REQUEST: usize = 64 << 10;
 
 /// Answers clients until the daemon ends.
-pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>) {
+pub async fn serve(socket: UnixSocket, daemon: Arc<Daemon>) {
     let places = Arc::new(Semaphore::new(CLIENTS));
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let stream = match socket.accept().await {
+            Ok(stream) => stream,
             Err(error) => {
                 log::warn!("control socket: {error}");
                 sleep(Duration::from_millis(100)).await;

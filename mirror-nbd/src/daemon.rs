@@ -3,7 +3,8 @@
 use crate::control_socket;
 use crate::mailbox::Letter;
 use crate::mirror::Mirror;
-use crate::{nbd, peer, unix_socket};
+use crate::unix_socket::UnixSocket;
+use crate::{nbd, peer};
 use mirror_core::config::{self, Config};
 use mirror_core::error::{ErrorId, Refusal};
 use mirror_core::types::BootId;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 /// How long all mirrors may take to come to rest.
@@ -69,12 +71,13 @@ impl Daemon {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(internal)?;
 
         let path = daemon.control_socket();
-        let listener = unix_socket::bind(path).map_err(|error| {
+        let socket = UnixSocket::bind(path).await.map_err(|error| {
             let message = format!("control socket {}: {error}", path.display());
             Refusal::new(ErrorId::ListenFailed, message)
         })?;
+        let mut doors = JoinSet::new();
         for mirror in &daemon.mirrors {
-            tokio::spawn(nbd::listen::serve(Arc::clone(mirror)));
+            doors.spawn(nbd::listen::serve(Arc::clone(mirror)));
             daemon.seek_peer(mirror, config);
         }
         // At once, so that a slow disk holds up no other mirror.
@@ -92,7 +95,7 @@ impl Daemon {
                 })
             })
             .collect();
-        let control = tokio::spawn(control_socket::serve(listener, Arc::clone(&daemon)));
+        doors.spawn(control_socket::serve(socket, Arc::clone(&daemon)));
         let serving = {
             let daemon = Arc::clone(&daemon);
             tokio::spawn(async move {
@@ -116,11 +119,8 @@ impl Daemon {
         log::info!("{signal}: going down");
         serving.abort();
         daemon.descend().await;
-        control.abort();
-        unix_socket::remove(daemon.control_socket());
-        for mirror in &daemon.mirrors {
-            nbd::listen::remove(mirror);
-        }
+        // While the lock is held, so that no socket of the next daemon is taken away.
+        doors.shutdown().await;
         log::info!("node {} is down", daemon.node());
         Ok(())
     }

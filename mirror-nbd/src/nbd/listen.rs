@@ -4,7 +4,7 @@ use crate::mailbox::Letter;
 use crate::mirror::Mirror;
 use crate::nbd::negotiate::{Outcome, negotiate};
 use crate::nbd::server::MAX_CLIENTS;
-use crate::unix_socket;
+use crate::unix_socket::UnixSocket;
 use mirror_core::config::NbdAddress;
 use mirror_core::error::{ErrorId, Refusal};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -13,7 +13,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
@@ -24,7 +24,7 @@ const NEGOTIATION: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(1);
 
 enum Listener {
-    Unix(UnixListener),
+    Unix(UnixSocket),
     Tcp(TcpListener),
 }
 
@@ -56,16 +56,9 @@ pub async fn serve(mirror: Arc<Mirror>) {
     accept(listener, Arc::clone(&mirror)).await;
 }
 
-/// Removes the socket of a daemon that ends.
-pub fn remove(mirror: &Mirror) {
-    if let Some(NbdAddress::Unix(path)) = &mirror.side().nbd {
-        unix_socket::remove(path);
-    }
-}
-
 async fn open(address: &NbdAddress) -> io::Result<Listener> {
     match address {
-        NbdAddress::Unix(path) => unix_socket::bind(path).map(Listener::Unix),
+        NbdAddress::Unix(path) => UnixSocket::bind(path).await.map(Listener::Unix),
         NbdAddress::Tcp(address) => TcpListener::bind(address).await.map(Listener::Tcp),
     }
 }
@@ -81,7 +74,7 @@ async fn accept(listener: Listener, mirror: Arc<Mirror>) {
     let places = Arc::new(Semaphore::new(MAX_CLIENTS));
     loop {
         let accepted = match &listener {
-            Listener::Unix(listener) => listener.accept().await.map(|(s, _)| Stream::Unix(s)),
+            Listener::Unix(socket) => socket.accept().await.map(Stream::Unix),
             Listener::Tcp(listener) => listener.accept().await.map(|(s, _)| Stream::Tcp(s)),
         };
         let stream = match accepted {
