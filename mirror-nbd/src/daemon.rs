@@ -81,27 +81,24 @@ impl Daemon {
             daemon.seek_peer(mirror, config);
         }
         // At once, so that a slow disk holds up no other mirror.
-        let starting: Vec<_> = daemon
-            .mirrors
-            .iter()
-            .map(|mirror| {
-                let mirror = Arc::clone(mirror);
-                tokio::spawn(async move {
-                    let outcome = mirror.up_at_start().await;
-                    if let Err(refusal) = &outcome {
-                        log::error!("{}: {refusal}", mirror.config.name);
-                    }
-                    outcome.is_ok()
-                })
-            })
-            .collect();
+        let mut starting = JoinSet::new();
+        for mirror in &daemon.mirrors {
+            let mirror = Arc::clone(mirror);
+            starting.spawn(async move {
+                let outcome = mirror.up_at_start().await;
+                if let Err(refusal) = &outcome {
+                    log::error!("{}: {refusal}", mirror.config.name);
+                }
+                outcome.is_ok()
+            });
+        }
         doors.spawn(control_socket::serve(socket, Arc::clone(&daemon)));
         let serving = {
             let daemon = Arc::clone(&daemon);
             tokio::spawn(async move {
                 let mut up = 0;
-                for mirror in starting {
-                    up += usize::from(mirror.await.unwrap_or(false));
+                while let Some(came_up) = starting.join_next().await {
+                    up += usize::from(came_up.unwrap_or(false));
                 }
                 let path = daemon.control_socket().display();
                 let all = daemon.mirrors.len();
@@ -117,7 +114,9 @@ impl Daemon {
             _ = interrupt.recv() => "SIGINT",
         };
         log::info!("{signal}: going down");
+        // A mirror that still waits for its disk must not start behind the others' end.
         serving.abort();
+        let _ = serving.await;
         daemon.descend().await;
         // While the lock is held, so that no socket of the next daemon is taken away.
         doors.shutdown().await;
