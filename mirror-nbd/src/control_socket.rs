@@ -2,6 +2,7 @@
 
 use crate::credentials;
 use crate::daemon::Daemon;
+use crate::mirror::Mirror;
 use crate::unix_socket::UnixSocket;
 use mirror_core::control::{self, CommandOutcome, NodeStatus, PROTOCOL, Request, Response};
 use mirror_core::error::{ErrorId, Refusal};
@@ -11,6 +12,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
+use tokio::task::JoinError;
 use tokio::time::{sleep, timeout};
 
 /// Clients at once.
@@ -96,10 +98,8 @@ async fn handle(request: Request, daemon: &Daemon) -> Response {
 }
 
 async fn status(mirror: Option<&str>, daemon: &Daemon) -> Result<Response, Refusal> {
-    let mut mirrors = Vec::new();
-    for mirror in daemon.chosen(mirror)? {
-        mirrors.push(mirror.status().await);
-    }
+    let chosen = daemon.chosen(mirror)?;
+    let mirrors = of_each(chosen, |mirror| async move { mirror.status().await }).await?;
     Ok(Response::Status(NodeStatus {
         schema: 1,
         node: daemon.node().to_owned(),
@@ -109,19 +109,36 @@ async fn status(mirror: Option<&str>, daemon: &Daemon) -> Result<Response, Refus
 
 async fn up(mirror: Option<&str>, daemon: &Daemon) -> Result<Response, Refusal> {
     let all = mirror.is_none();
-    let mut failed = None;
-    for mirror in daemon.chosen(mirror)? {
+    let outcomes = of_each(daemon.chosen(mirror)?, move |mirror| async move {
         if all && mirror.is_up() {
-            continue;
+            Ok(())
+        } else {
+            mirror.up().await
         }
-        if let Err(refusal) = mirror.up().await {
-            failed.get_or_insert(refusal);
-        }
+    });
+    outcomes.await?.into_iter().collect::<Result<(), _>>()?;
+    Ok(Response::Done(CommandOutcome::default()))
+}
+
+/// Asks all mirrors at once, so that none waits for another's trouble; answers are in order.
+async fn of_each<T, F>(
+    mirrors: &[Arc<Mirror>],
+    ask: impl Fn(Arc<Mirror>) -> F,
+) -> Result<Vec<T>, Refusal>
+where
+    T: Send + 'static,
+    F: Future<Output = T> + Send + 'static,
+{
+    let asked: Vec<_> = mirrors
+        .iter()
+        .map(|mirror| tokio::spawn(ask(Arc::clone(mirror))))
+        .collect();
+    let mut answers = Vec::new();
+    for answer in asked {
+        let failed = |error: JoinError| Refusal::new(ErrorId::Internal, error.to_string());
+        answers.push(answer.await.map_err(failed)?);
     }
-    match failed {
-        Some(refusal) => Err(refusal),
-        None => Ok(Response::Done(CommandOutcome::default())),
-    }
+    Ok(answers)
 }
 
 /// The next request, or `None` when the client is done.
@@ -152,4 +169,54 @@ async fn answer(stream: &mut UnixStream, response: &Response) -> io::Result<()> 
 
 fn invalid(error: impl ToString) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mirror_core::config::Config;
+    use mirror_core::types::BootId;
+    use std::path::Path;
+    use tokio::sync::Barrier;
+
+    const TWO: &str = r#"
+[cluster]
+name = "c"
+insecure = true
+[[node]]
+name = "a"
+addresses = ["127.0.0.1"]
+[[node]]
+name = "b"
+addresses = ["127.0.0.2"]
+[[mirror]]
+name = "r0"
+port = 7790
+disk = { a = "/a0", b = "/b0" }
+[[mirror]]
+name = "r1"
+port = 7791
+disk = { a = "/a1", b = "/b1" }
+"#;
+
+    #[tokio::test]
+    async fn mirrors_are_asked_at_once_and_answer_in_order() {
+        let config = Config::parse(TWO, Path::new("k")).expect("good");
+        let mirrors = config.mirrors.iter();
+        let mirrors: Vec<_> = mirrors
+            .map(|mirror| Arc::new(Mirror::new(&config, mirror, "a", BootId::default())))
+            .collect();
+        // Each answers only once the other was asked, too.
+        let both = Arc::new(Barrier::new(2));
+        let names = of_each(&mirrors, |mirror| {
+            let both = Arc::clone(&both);
+            async move {
+                both.wait().await;
+                mirror.config.name.clone()
+            }
+        });
+        let names = timeout(Duration::from_secs(10), names).await;
+        let names = names.expect("nobody waits").expect("no task died");
+        assert_eq!(names, ["r0", "r1"]);
+    }
 }
