@@ -147,7 +147,7 @@ pub enum Role {
     Primary,
     /// Keeps a copy; serves nothing.
     Secondary,
-    /// The peer has not told us.
+    /// Not told, by the peer or by a mirror that does not answer its own daemon.
     Unknown,
 }
 
@@ -177,7 +177,7 @@ pub enum DiskState {
     Consistent,
     /// Contains every acknowledged write.
     UpToDate,
-    /// The peer has not told us.
+    /// Not told, by the peer or by a mirror that does not answer its own daemon.
     Unknown,
 }
 

@@ -12,7 +12,7 @@ use mirror_core::config::{self, Config, Metadata, Side};
 use mirror_core::control::{Command, MirrorStatus};
 use mirror_core::error::{ErrorId, Refusal};
 use mirror_core::node::{MetadataPlace, Node, NodeConfig};
-use mirror_core::types::BootId;
+use mirror_core::types::{BootId, DiskState, Role};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -147,15 +147,12 @@ impl Mirror {
                 Ok(Err(_)) => {
                     let _ = timeout(STATUS_PATIENCE, self.stopped()).await;
                 }
-                Err(_) => {
-                    let what = "its thread does not answer".to_owned();
-                    return stopped(&self.config.name, what);
-                }
+                Err(_) => return silent(&self.config.name),
             }
         }
         match &*self.state() {
             State::Stopped(status) => (**status).clone(),
-            State::Up(_) => stopped(&self.config.name, "its thread does not answer".to_owned()),
+            State::Up(_) => silent(&self.config.name),
         }
     }
 
@@ -310,6 +307,15 @@ fn stopped(name: &str, reason: String) -> MirrorStatus {
         name: name.to_owned(),
         reasons: vec![reason],
         ..MirrorStatus::default()
+    }
+}
+
+/// A mirror that is up, but does not tell how it is.
+fn silent(name: &str) -> MirrorStatus {
+    MirrorStatus {
+        role: Role::Unknown,
+        disk: DiskState::Unknown,
+        ..stopped(name, "its thread does not answer".to_owned())
     }
 }
 
