@@ -149,6 +149,13 @@ impl Config {
         self.nodes.iter().find(|node| node.name == name)
     }
 
+    /// The node called like a host, by the host's full or its first name.
+    pub fn node_of_host(&self, host: &str) -> Option<&Node> {
+        let host = host.to_ascii_lowercase();
+        let first = host.split('.').next().unwrap_or_default();
+        self.node(&host).or_else(|| self.node(first))
+    }
+
     /// The mirror of this name.
     pub fn mirror(&self, name: &str) -> Option<&Mirror> {
         self.mirrors.iter().find(|mirror| mirror.name == name)

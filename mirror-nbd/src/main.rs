@@ -25,14 +25,11 @@ mod stream;
 mod unix_socket;
 
 use clap::Parser;
-use mirror_core::config::Config;
+use mirror_core::config::{Config, MAX_CONFIG};
 use mirror_core::error::{ErrorId, ExitCode, Refusal};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-
-/// The largest configuration file, in bytes.
-const MAX_CONFIG: u64 = 1 << 20;
 
 /// The daemon that keeps this node's mirrors.
 #[derive(Parser)]
@@ -74,7 +71,7 @@ fn run(arguments: Arguments) -> Result<(), Refusal> {
     let config = read_config(&arguments.config)?;
     let node = match arguments.node {
         Some(node) => node,
-        None => host_name()?,
+        None => node_of_host(&config)?,
     };
     let daemon = daemon::Daemon::new(&config, &node)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -85,26 +82,23 @@ fn run(arguments: Arguments) -> Result<(), Refusal> {
 }
 
 fn read_config(path: &Path) -> Result<Config, Refusal> {
-    let unreadable = |what: &dyn std::fmt::Display| {
-        let message = format!("{}: {what}", path.display());
-        Refusal::new(ErrorId::ConfigUnreadable, message)
-    };
-    let file = File::open(path).map_err(|error| unreadable(&error))?;
-    let mut text = String::new();
-    let mut bounded = file.take(MAX_CONFIG + 1);
-    bounded
-        .read_to_string(&mut text)
-        .map_err(|error| unreadable(&error))?;
-    if text.len() as u64 > MAX_CONFIG {
-        return Err(unreadable(&"too long for a configuration"));
-    }
-    Config::parse(&text, path)
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_CONFIG as u64 + 1).read_to_end(&mut bytes))
+        .map_err(|error| {
+            let message = format!("{}: {error}", path.display());
+            Refusal::new(ErrorId::ConfigUnreadable, message)
+        })?;
+    Config::parse_bytes(&bytes, path)
 }
 
-fn host_name() -> Result<String, Refusal> {
-    let name = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned());
-    name.map_err(|errno| {
+fn node_of_host(config: &Config) -> Result<String, Refusal> {
+    let host = nix::unistd::gethostname().map_err(|errno| {
         let message = format!("the host has no name ({errno}); name the node with --node");
         Refusal::new(ErrorId::UnknownNode, message)
-    })
+    })?;
+    let host = host.to_string_lossy();
+    // A host that is no node is refused by its own name.
+    let node = config.node_of_host(&host).map(|node| &node.name);
+    Ok(node.map_or_else(|| host.to_string(), String::clone))
 }

@@ -107,16 +107,11 @@ pub fn read_config(path: &Path) -> Result<Config, Refusal> {
     Config::parse_bytes(&bytes, path)
 }
 
-/// The node called like this host, by its full or its first name.
+/// The node called like this host.
 fn node_of_host(config: &Config) -> Result<String, Refusal> {
     let host = nix::unistd::gethostname().unwrap_or_default();
-    let host = host.to_string_lossy().to_lowercase();
-    let short = host.split('.').next().unwrap_or_default();
-    let name = if config.node(&host).is_some() {
-        &host
-    } else {
-        short
-    };
+    let host = host.to_string_lossy();
+    let name = config.node_of_host(&host).map_or(&*host, |node| &node.name);
     known_node(
         config,
         name,

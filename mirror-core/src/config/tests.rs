@@ -78,6 +78,21 @@ fn the_documented_file() {
 }
 
 #[test]
+fn the_node_of_a_host() {
+    let config = parse(EXAMPLE).unwrap();
+    for (host, node) in [
+        ("a", Some("a")),
+        ("B", Some("b")),
+        ("b.example.com", Some("b")),
+        ("ab", None),
+        ("", None),
+    ] {
+        let found = config.node_of_host(host).map(|node| node.name.as_str());
+        assert_eq!(found, node, "{host}");
+    }
+}
+
+#[test]
 fn what_may_be_left_out() {
     let mut text = EXAMPLE.to_owned();
     for line in [
