@@ -5,7 +5,7 @@
 //! is in flight and waits for it, and leaks what even then does not end.
 
 use crate::backend::{Backend, Completion, Operation, Token, Zeroing};
-use io_uring::types::{CancelBuilder, Fd, FsyncFlags, SubmitArgs, Timespec};
+use io_uring::types::{Fd, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use nix::errno::Errno;
 use nix::sys::uio::{pread, pwrite};
@@ -21,6 +21,9 @@ const PIECES: usize = 1024;
 
 /// How long a dropped ring waits for what it cancelled.
 const LAST_WAIT: Duration = Duration::from_secs(2);
+
+/// The user data of entries that are no flight.
+const NOBODY: u64 = u64::MAX;
 
 /// An io_uring instance and everything in flight on it.
 pub struct Ring {
@@ -359,20 +362,18 @@ impl Drop for Ring {
         let deadline = std::time::Instant::now() + LAST_WAIT;
         // Hands over what is queued, so that it can be cancelled.
         let _ = self.wait(Some(Duration::ZERO), &mut ended);
-        while self.in_flight > 0 && std::time::Instant::now() < deadline {
-            let patience = Timespec::from(Duration::from_millis(10));
-            let all = CancelBuilder::any().all();
-            // Kernels before 6.0 know no such call; there only time helps.
-            let _ = self
-                .ring
-                .submitter()
-                .register_sync_cancel(Some(patience), all);
-            if self
-                .wait(Some(Duration::from_millis(50)), &mut ended)
-                .is_err()
-            {
-                break;
+        // One by one: a call that cancels everything came with Linux 6.0.
+        for index in 0..self.flights.len() {
+            if self.flights[index].is_some() {
+                let cancel = opcode::AsyncCancel::new(index as u64).build();
+                self.push(&cancel.user_data(NOBODY));
             }
+        }
+        let patience = Some(Duration::from_millis(50));
+        while self.in_flight > 0
+            && std::time::Instant::now() < deadline
+            && self.wait(patience, &mut ended).is_ok()
+        {
             ended.clear();
         }
         if self.in_flight > 0 {
@@ -478,17 +479,31 @@ mod tests {
 
     #[test]
     fn dropping_ends_what_is_in_flight() {
-        let (left, _right) = UnixStream::pair().expect("a pair");
+        let (left, right) = UnixStream::pair().expect("a pair");
         let mut ring = Ring::new().expect("a ring");
+        let pool = Pool::new();
+        let mut what = Box::<Outgoing>::default();
+        what.push_payload(filled(&pool, 32 << 20, 1).freeze(), 32 << 20);
+        let socket = Descriptor::from(OwnedFd::from(left));
+        let send = Operation::Send {
+            socket: socket.clone(),
+            what,
+        };
+        ring.submit(Token::LinkSend(0), send);
+        let into = Incoming::new();
         ring.submit(
             Token::LinkReceive(0),
             Operation::Receive {
-                socket: Descriptor::from(OwnedFd::from(left)),
-                into: Incoming::new(),
+                socket: socket.clone(),
+                into,
             },
         );
+        let file = socket;
+        ring.submit(Token::Mailbox, Operation::Readable { file });
         let start = std::time::Instant::now();
         drop(ring);
         assert!(start.elapsed() < LAST_WAIT);
+        assert_eq!(pool.in_use(), 0, "all memory came back");
+        drop(right);
     }
 }
