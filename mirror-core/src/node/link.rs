@@ -327,6 +327,8 @@ impl Node {
             self.refuse(command, ErrorId::LostPeer, "the peer was lost; try again");
         }
         self.acknowledgements_due = true;
+        // What the peer had not settled is dirty now, and holds no extent in the log any more.
+        self.log_wanted = true;
     }
 
     /// Both sides agreed: `mode` begins.
