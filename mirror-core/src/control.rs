@@ -258,3 +258,60 @@ impl Default for MirrorStatus {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorId;
+
+    /// docs/format.md, "The control socket".
+    #[test]
+    fn golden_bytes() {
+        let hello = Request::Hello { protocol: PROTOCOL };
+        assert_eq!(
+            encode(&hello).unwrap(),
+            [8, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]
+        );
+        let primary = Request::Mirror {
+            mirror: "r0".into(),
+            command: Command::Primary(PrimaryMode::Force),
+        };
+        #[rustfmt::skip]
+        assert_eq!(encode(&primary).unwrap(), [
+            22, 0, 0, 0,
+            2, 0, 0, 0,
+            2, 0, 0, 0, 0, 0, 0, 0, b'r', b'0',
+            0, 0, 0, 0, 3, 0, 0, 0,
+        ]);
+        let status = Request::Status { mirror: None };
+        assert_eq!(encode(&status).unwrap(), [5, 0, 0, 0, 1, 0, 0, 0, 0]);
+        let refused = Response::Refused(Refusal::new(ErrorId::ConfigUnreadable, "x"));
+        #[rustfmt::skip]
+        assert_eq!(encode(&refused).unwrap(), [
+            17, 0, 0, 0,
+            3, 0, 0, 0,
+            0, 0, 0, 0,
+            1, 0, 0, 0, 0, 0, 0, 0, b'x',
+        ]);
+    }
+
+    #[test]
+    fn exactly_one_message_decodes() {
+        let body = &encode(&Request::Hello { protocol: 7 }).unwrap()[4..];
+        assert_eq!(
+            decode::<Request>(body).unwrap(),
+            Request::Hello { protocol: 7 }
+        );
+        let longer = [body, &[0]].concat();
+        assert!(matches!(
+            decode::<Request>(&longer),
+            Err(CodecError::Trailing)
+        ));
+        assert!(decode::<Request>(&body[..7]).is_err());
+        assert!(decode_length([0, 0, 0x40, 0]).is_ok());
+        assert!(decode_length([1, 0, 0x40, 0]).is_err());
+        // A length inside the message is bounded before anything is allocated.
+        let huge = [&[1u8, 0, 0, 0, 1][..], &u64::MAX.to_le_bytes()].concat();
+        assert!(decode::<Request>(&huge).is_err());
+    }
+}

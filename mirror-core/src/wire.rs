@@ -331,6 +331,32 @@ mod tests {
         assert_eq!(Header::decode(&bytes), Ok(write()));
     }
 
+    /// docs/format.md, "Frame header" and "Frame types".
+    #[test]
+    fn offsets_and_numbers_are_as_documented() {
+        use core::mem::offset_of;
+        assert_eq!(offset_of!(RawHeader, kind), 0);
+        assert_eq!(offset_of!(RawHeader, flags), 1);
+        assert_eq!(offset_of!(RawHeader, reserved), 2);
+        assert_eq!(offset_of!(RawHeader, payload_len), 4);
+        assert_eq!(offset_of!(RawHeader, generation), 8);
+        assert_eq!(offset_of!(RawHeader, id), 16);
+        assert_eq!(offset_of!(RawHeader, offset), 24);
+        assert_eq!(offset_of!(RawHeader, length), 32);
+        assert_eq!(offset_of!(RawHeader, payload_crc), 36);
+        assert_eq!(offset_of!(RawHeader, reserved2), 40);
+        assert_eq!(offset_of!(RawHeader, header_crc), 44);
+        let known: Vec<u8> = (0..=u8::MAX)
+            .filter(|byte| FrameType::parse(*byte).is_some())
+            .collect();
+        let documented: Vec<u8> = (1..=7)
+            .chain(16..=19)
+            .chain(32..=38)
+            .chain(48..=50)
+            .collect();
+        assert_eq!(known, documented);
+    }
+
     #[test]
     fn lengths_are_bounded_by_type() {
         let decode = |header: Header| Header::decode(&header.encode());

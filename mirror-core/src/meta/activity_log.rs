@@ -128,6 +128,19 @@ mod tests {
         );
     }
 
+    /// docs/format.md, "Activity log block".
+    #[test]
+    fn offsets_are_as_documented() {
+        use core::mem::offset_of;
+        assert_eq!(offset_of!(RawLog, magic), 0);
+        assert_eq!(offset_of!(RawLog, replica), 8);
+        assert_eq!(offset_of!(RawLog, sequence), 24);
+        assert_eq!(offset_of!(RawLog, crc), 32);
+        assert_eq!(offset_of!(RawLog, reserved), 36);
+        assert_eq!(offset_of!(RawLog, extents), 96);
+        assert_eq!(size_of::<RawLog>(), 4096);
+    }
+
     #[test]
     fn golden_bytes() {
         let bytes = Transaction {

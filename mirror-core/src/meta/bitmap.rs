@@ -402,6 +402,25 @@ mod tests {
         assert!(!bitmap.merge(0, &[0xff; 3]));
     }
 
+    /// docs/format.md, "Bitmap block".
+    #[test]
+    fn offsets_are_as_documented() {
+        use core::mem::offset_of;
+        assert_eq!(offset_of!(RawBlock, magic), 0);
+        assert_eq!(offset_of!(RawBlock, replica), 8);
+        assert_eq!(offset_of!(RawBlock, index), 24);
+        assert_eq!(offset_of!(RawBlock, crc), 32);
+        assert_eq!(offset_of!(RawBlock, reserved), 36);
+        assert_eq!(offset_of!(RawBlock, bits), 128);
+        assert_eq!(size_of::<RawBlock>(), 4096);
+        assert_eq!((BITS_LEN, BITS, SPAN), (3968, 31_744, 124 << 20));
+        // Bit 0 of byte 0 is the lowest block.
+        let mut bitmap = Bitmap::new(SPAN);
+        bitmap.mark(ByteRange::new(9 * BLOCK, 1));
+        let bytes = bitmap.save(0, ReplicaId(1));
+        assert_eq!(bytes[128..132], [0, 0b10, 0, 0]);
+    }
+
     #[test]
     fn golden_bytes() {
         let bytes = encode_block(3, ReplicaId(0x0102), &[0xa5; BITS_LEN]);

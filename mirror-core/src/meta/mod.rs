@@ -147,6 +147,28 @@ mod tests {
         }
     }
 
+    /// The examples of docs/format.md, "Where things are".
+    #[test]
+    fn offsets_are_as_documented() {
+        let internal = Layout::new(1 << 30, MetadataPlace::Internal).unwrap();
+        assert_eq!(internal.header_offset, (1 << 30) - (64 << 10));
+        assert_eq!(internal.slot_offset(1), internal.header_offset + 4096);
+        assert_eq!(
+            internal.activity_log_offset(0),
+            internal.header_offset + 8192
+        );
+        assert_eq!(internal.bitmap_blocks, 9);
+        assert_eq!(
+            internal.bitmap_offset,
+            internal.header_offset - internal.bitmap_blocks * META_BLOCK
+        );
+        assert_eq!(internal.data_size, internal.bitmap_offset);
+        let external = Layout::new(1 << 30, MetadataPlace::External).unwrap();
+        assert_eq!((external.data_size, external.header_offset), (1 << 30, 0));
+        assert_eq!(external.bitmap_offset, 64 << 10);
+        assert_eq!(external.external_size(), (64 << 10) + 9 * META_BLOCK);
+    }
+
     #[test]
     fn the_bitmap_costs_32_mib_per_tib() {
         let layout = Layout::new(1 << 40, MetadataPlace::External).unwrap();

@@ -583,6 +583,49 @@ pub(crate) mod tests {
     }
     const GOLDEN_CRC: u32 = 2_405_120_644;
 
+    /// docs/format.md, "Superblock slot".
+    #[test]
+    fn offsets_are_as_documented() {
+        use core::mem::offset_of;
+        assert_eq!(offset_of!(RawGeneration, counter), 0);
+        assert_eq!(offset_of!(RawGeneration, id), 8);
+        assert_eq!(size_of::<RawGeneration>(), 24);
+        assert_eq!(offset_of!(RawSuperblock, magic), 0);
+        assert_eq!(offset_of!(RawSuperblock, version), 8);
+        assert_eq!(offset_of!(RawSuperblock, crc), 12);
+        assert_eq!(offset_of!(RawSuperblock, sequence), 16);
+        assert_eq!(offset_of!(RawSuperblock, mirror), 24);
+        assert_eq!(offset_of!(RawSuperblock, replica), 40);
+        assert_eq!(offset_of!(RawSuperblock, peer_replica), 56);
+        assert_eq!(offset_of!(RawSuperblock, arbiter), 72);
+        assert_eq!(offset_of!(RawSuperblock, in_sync_boot), 88);
+        assert_eq!(offset_of!(RawSuperblock, data_size), 104);
+        assert_eq!(offset_of!(RawSuperblock, mirror_size), 112);
+        assert_eq!(offset_of!(RawSuperblock, block_size), 120);
+        assert_eq!(offset_of!(RawSuperblock, extent_size), 124);
+        assert_eq!(offset_of!(RawSuperblock, activity_log_slots), 128);
+        assert_eq!(offset_of!(RawSuperblock, trust), 132);
+        assert_eq!(offset_of!(RawSuperblock, primary), 133);
+        assert_eq!(offset_of!(RawSuperblock, used), 134);
+        assert_eq!(offset_of!(RawSuperblock, all_dirty), 135);
+        assert_eq!(offset_of!(RawSuperblock, holders), 136);
+        assert_eq!(offset_of!(RawSuperblock, proposal_holders), 137);
+        assert_eq!(offset_of!(RawSuperblock, ancestry_len), 138);
+        assert_eq!(offset_of!(RawSuperblock, reserved0), 139);
+        assert_eq!(offset_of!(RawSuperblock, generation), 140);
+        assert_eq!(offset_of!(RawSuperblock, proposal), 164);
+        assert_eq!(offset_of!(RawSuperblock, last_common), 188);
+        assert_eq!(offset_of!(RawSuperblock, async_budget_bytes), 212);
+        assert_eq!(offset_of!(RawSuperblock, async_budget_ms), 220);
+        assert_eq!(offset_of!(RawSuperblock, async_confirmed), 228);
+        assert_eq!(offset_of!(RawSuperblock, cluster), 236);
+        assert_eq!(offset_of!(RawSuperblock, mirror_name), 300);
+        assert_eq!(offset_of!(RawSuperblock, node), 364);
+        assert_eq!(offset_of!(RawSuperblock, ancestry), 428);
+        assert_eq!(offset_of!(RawSuperblock, reserved), 1964);
+        assert_eq!(size_of::<RawSuperblock>(), 4096);
+    }
+
     #[test]
     fn the_newer_valid_slot_is_in_force() {
         let old = sample();

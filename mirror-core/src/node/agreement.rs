@@ -478,6 +478,7 @@ impl Node {
             }
         );
         self.refusal = None;
+        self.parted = None;
         self.met_peer = false;
         self.search_since = self.now;
         self.search();

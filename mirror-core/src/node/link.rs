@@ -295,20 +295,17 @@ impl Node {
         self.timers.cancel(Timer::Handshake);
         self.timers.cancel(Timer::Checkpoint);
         let old = std::mem::replace(&mut self.link, Link::Searching);
-        match old {
-            Link::Connected(session) => {
-                self.event(
-                    Severity::Warning,
-                    format!("lost {}: {reason}", self.config.peer),
-                );
-                for (_, body) in session.held {
-                    self.release_body(body);
-                }
-                if let Mode::Source(resync) = session.mode {
-                    self.abandon_resync(resync);
-                }
+        if let Link::Connected(session) = old {
+            self.event(
+                Severity::Warning,
+                format!("lost {}: {reason}", self.config.peer),
+            );
+            for (_, body) in session.held {
+                self.release_body(body);
             }
-            _ => {}
+            if let Mode::Source(resync) = session.mode {
+                self.abandon_resync(resync);
+            }
         }
         self.early_hello = None;
         self.void_peer_halves();

@@ -48,12 +48,13 @@ impl Node {
             generation: self.generation_in_words(),
             holders: match self.record.holders {
                 Holders::Nobody => Vec::new(),
-                Holders::Both | Holders::Widening => {
+                Holders::Both => {
                     let mut both = vec![me, peer];
                     both.sort();
                     both
                 }
-                Holders::Sole => vec![me],
+                // Until a widening takes effect the record names this replica alone.
+                Holders::Sole | Holders::Widening => vec![me],
                 Holders::Peer => vec![peer],
             },
             arbitration: "unarbitrated".to_owned(),

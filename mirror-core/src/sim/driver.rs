@@ -10,7 +10,7 @@ use super::network::{Frame, Heard, WireBody};
 use crate::limits::{MAX_CONTROL_PAYLOAD, MAX_PAYLOAD, SECTOR, ZERO_PIECE};
 use crate::node::MetadataPlace;
 use crate::node::boundary::{Action, Body, Input, OpId};
-use crate::types::ByteRange;
+use crate::types::{ByteRange, Time};
 use crate::wire::{Header, PayloadKind};
 
 /// What is to be reported when a disk operation ends.
@@ -165,6 +165,9 @@ impl Cluster {
         }
         if self.now < host.slow_until {
             delay *= u64::from(SLOW_DISK);
+        }
+        if delay > DISK_SPIKE.as_nanos() as u64 {
+            host.held_until = host.held_until.max(Time(self.now.0 + delay));
         }
         host.disk.submit(op.0, operation)?;
         let life = host.lives;

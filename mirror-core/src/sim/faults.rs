@@ -153,10 +153,10 @@ impl Cluster {
 
     /// What disks and links may add to a bounded stall.
     pub fn slack(&self) -> Duration {
-        let slow = self
-            .hosts
-            .iter()
-            .any(|host| self.now < Time(host.slow_until.0 + 5_000 * MILLISECOND));
+        let slow = self.hosts.iter().any(|host| {
+            let held = host.slow_until.max(host.held_until);
+            self.now < Time(held.0 + 5_000 * MILLISECOND)
+        });
         // Two of the disk's worst moments in one request's way, besides its ordinary latency.
         let spikes = if self.options.disk_spikes {
             DISK_SPIKE * 2

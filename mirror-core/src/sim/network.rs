@@ -264,6 +264,7 @@ impl Network {
                     End::Up => Some((side, Heard::Down(id(connection, side)))),
                     End::Untold => {
                         // The driver's attempt failed before it was reported; it tries again.
+                        self.wishes[side].seeking = self.wishes[side].welcome;
                         self.schedule_attempt(later);
                         None
                     }

@@ -247,6 +247,7 @@ impl Cluster {
     }
 
     fn promote_somebody(&mut self) {
+        self.sample_custody();
         let first = match self.operator.heir.take() {
             Some(heir) => heir,
             None => self.operator.rng.usize(0..2),

@@ -477,6 +477,44 @@ pub(crate) mod tests {
     }
     const GOLDEN_CRC: u32 = 393_103_830;
 
+    /// docs/format.md, "Payloads".
+    #[test]
+    fn offsets_are_as_documented() {
+        use core::mem::offset_of;
+        assert_eq!(offset_of!(RawHello, oldest_version), 0);
+        assert_eq!(offset_of!(RawHello, newest_version), 2);
+        assert_eq!(offset_of!(RawHello, ancestry_len), 4);
+        assert_eq!(offset_of!(RawHello, holders), 5);
+        assert_eq!(offset_of!(RawHello, disk), 6);
+        assert_eq!(offset_of!(RawHello, role), 7);
+        assert_eq!(offset_of!(RawHello, was_primary), 8);
+        assert_eq!(offset_of!(RawHello, used), 9);
+        assert_eq!(offset_of!(RawHello, stayed_up), 10);
+        assert_eq!(offset_of!(RawHello, discard), 11);
+        assert_eq!(offset_of!(RawHello, reserved), 12);
+        assert_eq!(offset_of!(RawHello, cluster), 16);
+        assert_eq!(offset_of!(RawHello, mirror_name), 80);
+        assert_eq!(offset_of!(RawHello, node), 144);
+        assert_eq!(offset_of!(RawHello, mirror), 208);
+        assert_eq!(offset_of!(RawHello, replica), 224);
+        assert_eq!(offset_of!(RawHello, peer_replica), 240);
+        assert_eq!(offset_of!(RawHello, arbiter), 256);
+        assert_eq!(offset_of!(RawHello, data_size), 272);
+        assert_eq!(offset_of!(RawHello, mirror_size), 280);
+        assert_eq!(offset_of!(RawHello, dirty_bytes), 288);
+        assert_eq!(offset_of!(RawHello, generation), 296);
+        assert_eq!(offset_of!(RawHello, ancestry), 320);
+        assert_eq!(size_of::<RawHello>(), 1856);
+        assert_eq!(offset_of!(RawLineage, mirror), 0);
+        assert_eq!(offset_of!(RawLineage, mirror_size), 16);
+        assert_eq!(offset_of!(RawLineage, generation), 24);
+        assert_eq!(offset_of!(RawLineage, whole), 48);
+        assert_eq!(offset_of!(RawLineage, ancestry_len), 49);
+        assert_eq!(offset_of!(RawLineage, reserved), 50);
+        assert_eq!(offset_of!(RawLineage, ancestry), 56);
+        assert_eq!(size_of::<RawLineage>(), 1592);
+    }
+
     #[test]
     fn text_of_the_peer_is_harmless() {
         assert_eq!(text_from(b"bad\x1b[2J\n"), "bad [2J ");
