@@ -9,7 +9,7 @@ use mirror_core::config::{Metadata, Side};
 use mirror_core::error::{ErrorId, Refusal};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, Flock, FlockArg, OFlag, fcntl};
-use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
+use nix::sys::statfs::{FsType, TMPFS_MAGIC, fstatfs};
 use nix::unistd::{Whence, lseek};
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
@@ -109,12 +109,12 @@ fn busy() -> String {
 /// Whether the store's file system keeps its files in memory.
 fn is_in_memory(file: &File) -> bool {
     // From linux/magic.h; nix does not name it.
-    const RAMFS_MAGIC: i64 = 0x8584_58f6;
+    const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
     let Ok(stat) = fstatfs(file) else {
         return false;
     };
     let kind = stat.filesystem_type();
-    kind == TMPFS_MAGIC || i64::from(kind.0) == RAMFS_MAGIC
+    kind == TMPFS_MAGIC || kind == RAMFS_MAGIC
 }
 
 /// Turns direct I/O on where sectors may be read and written with it.
