@@ -351,7 +351,7 @@ mod tests {
             .collect();
         let documented: Vec<u8> = (1..=7)
             .chain(16..=19)
-            .chain(32..=38)
+            .chain(32..=39)
             .chain(48..=50)
             .collect();
         assert_eq!(known, documented);

@@ -12,7 +12,6 @@ use super::Node;
 use super::agreement::Agreement;
 use super::boundary::{Action, Body, ConnectionId, Payload, Severity};
 use super::operation::Purpose;
-use super::request::RequestKey;
 use super::resync::{Copying, Resync};
 use super::timer::Timer;
 use crate::error::ErrorId;
@@ -81,8 +80,8 @@ pub(super) enum Mode {
 /// What a number in a frame's `id` field stands for. The peer gives it back as it came.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum PeerTag {
-    /// A guest's request.
-    Guest(RequestKey),
+    /// A guest's request, by its number in the table of requests.
+    Guest(u64),
     /// A flush that settles writes for the activity log.
     Settle,
     /// A flush within a transition.
@@ -98,13 +97,27 @@ impl PeerTag {
 
     pub(super) fn encode(self) -> u64 {
         let (kind, number) = match self {
-            PeerTag::Guest(key) => (1, key.to_number()),
+            PeerTag::Guest(number) => (1, number),
             PeerTag::Settle => (2, 0),
             PeerTag::Step => (3, 0),
             PeerTag::Chunk(serial) => (4, u64::from(serial)),
             PeerTag::Checkpoint => (5, 0),
         };
         kind << Self::KIND_SHIFT | number
+    }
+
+    /// What the peer gave back; `None` if this node never sends such a number.
+    pub(super) fn decode(id: u64) -> Option<PeerTag> {
+        let number = id & ((1 << Self::KIND_SHIFT) - 1);
+        let tag = match id >> Self::KIND_SHIFT {
+            1 => PeerTag::Guest(number),
+            2 => PeerTag::Settle,
+            3 => PeerTag::Step,
+            4 => PeerTag::Chunk(u32::try_from(number).ok()?),
+            5 => PeerTag::Checkpoint,
+            _ => return None,
+        };
+        (tag.encode() == id).then_some(tag)
     }
 }
 

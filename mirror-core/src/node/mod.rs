@@ -6,13 +6,13 @@
 //! | module | owns |
 //! |---|---|
 //! | [`boundary`] | what can happen and what can be asked for |
-//! | `request` | guest requests and their gates |
+//! | `request`, `request_table` | guest requests and their gates |
 //! | `ordering` | overlapping ranges; when a write may be acknowledged |
 //! | `activity` | the activity log and the unsettled set |
 //! | `records` | making superblock, bitmap and log durable |
 //! | `link` | finding the peer, and noticing that it is gone |
 //! | `agreement`, `handshake` | the handshake's exchange, and its truth table |
-//! | `transition` | changes of role, generation and holders, stage by stage |
+//! | `transition`, `effect` | changes of role, generation and holders, stage by stage |
 //! | `resync` | making the peer's replica equal again |
 //! | `replica` | the peer's writes on this disk |
 //! | `commands`, `attach`, `status`, `timer`, `operation` | the rest |
@@ -22,6 +22,7 @@ mod agreement;
 mod attach;
 pub mod boundary;
 mod commands;
+mod effect;
 mod handshake;
 mod link;
 mod operation;
@@ -29,6 +30,7 @@ mod ordering;
 mod records;
 mod replica;
 mod request;
+mod request_table;
 mod resync;
 mod status;
 mod timer;
@@ -51,7 +53,7 @@ use link::{AfterLoss, Link, PeerTag, SlowPeer};
 use operation::{Operations, Purpose};
 use ordering::RangeLocks;
 use records::RecordQueue;
-use request::Requests;
+use request_table::Requests;
 use status::Totals;
 use std::collections::VecDeque;
 use std::fmt;
@@ -441,21 +443,20 @@ impl Node {
     }
 
     fn peer_done(&mut self, id: u64) {
-        const CHUNK: u64 = 4;
-        match (id >> 60, id & ((1 << 60) - 1)) {
-            (1, number) => {
+        match PeerTag::decode(id) {
+            Some(PeerTag::Guest(number)) => {
                 if let Some(key) = self.requests.by_number(number) {
                     self.guest_peer_done(key);
                 }
             }
-            (CHUNK, serial) => self.chunk_written(serial as u32),
-            _ if id == PeerTag::Settle.encode() => {
+            Some(PeerTag::Chunk(serial)) => self.chunk_written(serial),
+            Some(PeerTag::Settle) => {
                 self.log.peer_flushed();
                 self.log_wanted = true;
             }
-            _ if id == PeerTag::Step.encode() => self.step_flushed_there(),
-            _ if id == PeerTag::Checkpoint.encode() => self.checkpoint_done(),
-            _ => self.protocol_error("an answer to nothing"),
+            Some(PeerTag::Step) => self.step_flushed_there(),
+            Some(PeerTag::Checkpoint) => self.checkpoint_done(),
+            None => self.protocol_error("an answer to nothing"),
         }
     }
 

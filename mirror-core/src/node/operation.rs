@@ -1,7 +1,7 @@
 //! Disk operations in flight and what each is for.
 
 use super::boundary::{ConnectionId, OpId};
-use super::request::RequestKey;
+use super::request_table::RequestKey;
 use crate::types::ByteRange;
 
 /// What a disk operation is for.

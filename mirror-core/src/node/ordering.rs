@@ -6,7 +6,7 @@
 //! until the target has written it, so that no block is both resynced and guest-written in an
 //! unordered way (design.md R9). Waiting is first come, first served among overlapping ranges.
 
-use super::request::RequestKey;
+use super::request_table::RequestKey;
 use crate::types::{ByteRange, Holders};
 use std::collections::VecDeque;
 

@@ -2,7 +2,7 @@
 
 use super::Node;
 use super::link::Mode;
-use super::request::Kind;
+use super::request_table::Kind;
 use crate::control::{Counters, Direction, MirrorStatus, ResyncStatus};
 use crate::types::{DiskState, Holders, Role, Time};
 
