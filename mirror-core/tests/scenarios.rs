@@ -25,6 +25,8 @@ const STEP: Duration = Duration::from_millis(10);
 struct Held {
     writes: bool,
     flushes: bool,
+    /// Metadata writes are lost on the way, and never answered.
+    metadata: bool,
     operations: Vec<OpId>,
 }
 
@@ -162,6 +164,7 @@ impl World {
                     },
                 ));
             }
+            Action::MetaWrite { .. } if host.held.metadata => {}
             Action::MetaWrite { op, offset, bytes } => {
                 host.metadata[offset as usize..][..bytes.len()].copy_from_slice(&bytes);
                 self.coming.push_back((
@@ -496,4 +499,45 @@ fn an_invalidation_is_given_up_when_the_peer_has_restarted() {
     world.pass(Duration::from_secs(5));
     assert_eq!(world.hosts[B].refused, None);
     world.assert_healthy();
+}
+
+/// R6: a daemon that died in this boot may have left writes in the disk's cache. The log that
+/// covers them is emptied only after a flush (simulator seed 13150).
+#[test]
+fn an_attach_flushes_before_it_empties_the_log() {
+    let mut world = World::in_sync(8 * MIB);
+    world.write(A, 1, 0);
+    world.settle();
+    world.hosts[A].held.flushes = true;
+    world.restart(A);
+    world.pass(Duration::from_secs(1));
+    assert_eq!(
+        world.status(A).disk,
+        DiskState::Diskless,
+        "attached without a flush"
+    );
+    world.release_held(A);
+    world.pass(Duration::from_secs(5));
+    world.assert_healthy();
+}
+
+/// R11: a peer that hangs in the middle of the handshake does not hold up the guest of a sole
+/// holder, not even its first write in a new generation (simulator seed 13108).
+#[test]
+fn a_hung_handshake_holds_nobody_up() {
+    let mut world = World::in_sync(8 * MIB);
+    world.link_possible = false;
+    world.cut();
+    world.write(A, 1, 0);
+    world.pass(Duration::from_secs(1));
+    world.command(A, Command::Secondary);
+    world.pass(Duration::from_secs(1));
+    world.command(A, Command::Primary(PrimaryMode::Ordinary));
+    world.pass(Duration::from_secs(1));
+    world.hosts[B].held.metadata = true;
+    world.link_possible = true;
+    world.pass(Duration::from_millis(100));
+    world.write(A, 2, 0);
+    world.pass(STALL);
+    assert!(world.hosts[A].completed.contains(&RequestId(2)));
 }
