@@ -16,6 +16,10 @@ const STAGING: usize = 256 << 10;
 /// together with what follows it.
 const WHOLE: usize = 64 << 10;
 
+/// How much is received into the staging area at once after a payload of at least [`WHOLE`]: the
+/// next one is likely to be as large, and what of it lands in the staging area must be copied.
+const AFTER_LARGE: usize = 1 << 10;
+
 /// What was received and not yet consumed.
 #[derive(Debug)]
 pub struct Incoming {
@@ -23,6 +27,8 @@ pub struct Incoming {
     start: usize,
     end: usize,
     payload: Option<Filling>,
+    /// Whether the last payload was large.
+    was_large: bool,
     /// Bytes of a refused payload that are to be passed over.
     skip: u64,
 }
@@ -42,6 +48,7 @@ impl Incoming {
             start: 0,
             end: 0,
             payload: None,
+            was_large: false,
             skip: 0,
         })
     }
@@ -76,6 +83,7 @@ impl Incoming {
         let here = len.min(self.end - self.start);
         buffer.bytes_mut()[..here].copy_from_slice(&self.staging[self.start..self.start + here]);
         self.start += here;
+        self.was_large = len >= WHOLE;
         self.payload = Some(Filling {
             buffer,
             filled: here,
@@ -132,6 +140,9 @@ impl Incoming {
         };
         let staged: &mut [u8] = if alone {
             &mut []
+        } else if self.was_large {
+            let end = self.staging.len().min(self.end + AFTER_LARGE);
+            &mut self.staging[self.end..end]
         } else {
             &mut self.staging[self.end..]
         };

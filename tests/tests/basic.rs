@@ -208,6 +208,9 @@ fn roles_move_on_command_only() {
         .expect_refusal(4, "KGM-0309");
     cluster.promote(Node::B, 10);
     assert_eq!(cluster.nbd(Node::B).read(0, 4096).unwrap(), [3; 4096]);
+    cluster
+        .verb(Node::B, "primary", &["--initial"])
+        .expect_refusal(4, "KGM-0309");
     // What is so already is no failure.
     cluster.verb(Node::B, "primary", &[]).expect_code(0);
     cluster.verb(Node::A, "secondary", &[]).expect_code(0);

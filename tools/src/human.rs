@@ -107,7 +107,7 @@ pub fn resync_line(resync: &ResyncStatus) -> String {
     };
     let pace = match (resync.paused, resync.eta_seconds) {
         (true, _) => "paused".to_owned(),
-        (false, Some(left)) if !is_of_unknown_size(resync) => {
+        (false, Some(left)) => {
             format!(
                 "{}/s, {} left",
                 size(resync.rate_bytes_per_second),
@@ -116,12 +116,6 @@ pub fn resync_line(resync: &ResyncStatus) -> String {
         }
         (false, _) => format!("{}/s", size(resync.rate_bytes_per_second)),
     };
-    if is_of_unknown_size(resync) {
-        return format!(
-            "resync {towards}, {} so far, {pace}",
-            size(resync.done_bytes)
-        );
-    }
     format!(
         "resync {towards} {} {} of {}, {} sent, {pace}",
         bar(resync.done_bytes, resync.total_bytes),
@@ -131,16 +125,11 @@ pub fn resync_line(resync: &ResyncStatus) -> String {
     )
 }
 
-/// Whether this node does not know how much there is to copy: the source does.
-pub fn is_of_unknown_size(resync: &ResyncStatus) -> bool {
-    resync.direction == Direction::Target && resync.total_bytes == resync.done_bytes
-}
-
-/// `[=====>----]  52 %`; all done when there was nothing to do.
+/// `[=====>----]  52 %`; nothing done while it is not known how much there is to do.
 fn bar(done: u64, total: u64) -> String {
     const WIDTH: usize = 24;
     let share = if total == 0 {
-        1.0
+        0.0
     } else {
         (done as f64 / total as f64).min(1.0)
     };
@@ -191,7 +180,7 @@ mod tests {
 
     #[test]
     fn bars() {
-        assert_eq!(bar(0, 0), "[========================] 100 %");
+        assert_eq!(bar(0, 0), "[>-----------------------]   0 %");
         assert_eq!(bar(0, 10), "[>-----------------------]   0 %");
         assert_eq!(bar(999, 1000), "[=======================>]  99 %");
         assert_eq!(bar(u64::MAX, 1), "[========================] 100 %");
@@ -237,23 +226,6 @@ r0  Primary/Secondary  UpToDate/Inconsistent  Connected
     4 KiB written, 0 B read, 0 in flight, longest stall 0 ms
     resync to the peer [============>-----------]  50 % 512 MiB of 1 GiB, 1 MiB sent, 100 MiB/s, 5 s left
     ! the peer was away"
-        );
-    }
-
-    #[test]
-    fn a_target_that_does_not_know_the_size_of_its_resync() {
-        let resync = ResyncStatus {
-            direction: Direction::Target,
-            done_bytes: 460 << 20,
-            total_bytes: 460 << 20,
-            sent_bytes: 464 << 20,
-            rate_bytes_per_second: 100 << 20,
-            eta_seconds: Some(0),
-            paused: false,
-        };
-        assert_eq!(
-            resync_line(&resync),
-            "resync from the peer, 460 MiB so far, 100 MiB/s"
         );
     }
 

@@ -62,9 +62,6 @@ impl Display {
             Display::Bar(bar) => {
                 bar.set_prefix(status.name.clone());
                 match &status.resync {
-                    Some(resync) if human::is_of_unknown_size(resync) => {
-                        bar.set_message(human::resync_line(resync));
-                    }
                     Some(resync) => {
                         bar.set_length(resync.total_bytes);
                         bar.set_position(resync.done_bytes);

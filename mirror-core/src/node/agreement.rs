@@ -35,7 +35,7 @@ pub(super) struct Agreement {
     /// Of the verdict "in sync": this side, the other side has recorded it.
     ready: (bool, bool),
     /// Of the verdict "source": the peer was told that it is the target.
-    offered: bool,
+    pub(super) offered: bool,
 }
 
 impl Node {
@@ -66,7 +66,7 @@ impl Node {
             ready: (false, false),
             offered: false,
         }));
-        let patience = if self.role == Role::Primary && self.record.holders != Holders::Sole {
+        let patience = if self.role == Role::Primary && !self.is_settled_source() {
             // Guests' writes wait until the verdict.
             self.config.stall_timeout
         } else {
@@ -450,7 +450,7 @@ impl Node {
         let Some(theirs) = self.take_their_hello() else {
             return self.protocol_error("resync ready before the hello");
         };
-        let offered = matches!(&self.link, Link::Agreeing(agreement) if agreement.offered);
+        let offered = self.link.has_offered();
         let current = header.generation == self.record.generation.tag();
         if !offered || !current || !self.transition.is_idle() {
             return self.protocol_error("resync ready out of turn");

@@ -166,12 +166,23 @@ impl Node {
             self.bitmap.mark_all();
         }
         self.phase = Phase::Settling;
-        self.settle_metadata();
+        // What a daemon wrote that died in this boot may still be volatile. The log covers it; it
+        // must be durable before the log is emptied.
+        let op = self.ops.start(Purpose::AttachFlush);
+        self.out.push(Action::Flush { op });
+    }
+
+    /// What was written before the attach is durable.
+    pub(super) fn attach_flushed(&mut self) {
+        self.old_writes_durable = true;
     }
 
     /// Brings the metadata on disk to what was made of it; then the node is up.
     pub(super) fn settle_metadata(&mut self) {
         let born = !self.record.generation.is_unborn();
+        if !self.old_writes_durable {
+            return;
+        }
         if born && !self.bitmap_is_saved() {
             self.save_bitmap();
         } else if !self.log.is_saved() {

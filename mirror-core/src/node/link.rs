@@ -154,6 +154,11 @@ impl Link {
         matches!(self, Link::Agreeing(_))
     }
 
+    /// Whether the peer was told in the handshake under way that it is the target.
+    pub(super) fn has_offered(&self) -> bool {
+        matches!(self, Link::Agreeing(agreement) if agreement.offered)
+    }
+
     pub(super) fn session(&self) -> Option<&Session> {
         if let Link::Connected(session) = self {
             Some(session)
@@ -327,6 +332,8 @@ impl Node {
             self.refuse(command, ErrorId::LostPeer, "the peer was lost; try again");
         }
         self.acknowledgements_due = true;
+        // What the peer had not settled is dirty now, and holds no extent in the log any more.
+        self.log_wanted = true;
     }
 
     /// Both sides agreed: `mode` begins.

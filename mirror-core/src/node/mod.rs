@@ -131,6 +131,8 @@ pub struct Node {
     /// Writes of bitmap blocks in flight.
     saving: usize,
     log: ActivityLog,
+    /// Whether a flush since the attach has covered what was written before it.
+    old_writes_durable: bool,
     /// The log as attach found it.
     found_log: Option<Transaction>,
     /// Something happened that may move the activity log on.
@@ -208,6 +210,7 @@ impl Node {
             bitmap: Bitmap::new(0),
             saving: 0,
             log: ActivityLog::new(0, 0, false),
+            old_writes_durable: false,
             found_log: None,
             log_wanted: false,
             settling: false,
@@ -374,6 +377,8 @@ impl Node {
                 self.log_wanted = true;
             }
             (Purpose::Step(serial), Ok(_)) => self.step_flushed_here(serial),
+            (Purpose::AttachFlush, Ok(_)) => self.attach_flushed(),
+            (Purpose::AttachFlush, Err(error)) => self.attach_io_failed(error),
             (_, Err(error)) => self.fail_disk(error),
             (_, Ok(_)) => {}
         }

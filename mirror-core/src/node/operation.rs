@@ -35,6 +35,8 @@ pub(super) enum Purpose {
     Chunk(u32),
     /// A flush within the transition of this serial number.
     Step(u32),
+    /// A flush of what an earlier daemon of this boot wrote.
+    AttachFlush,
     /// Metadata: reading the header at attach.
     ReadHeader,
     /// Metadata: reading bitmap blocks from this one on.

@@ -510,11 +510,16 @@ impl Node {
 
     /// Whether what this node said of itself is frozen.
     ///
-    /// A sole holder that has used its generation is the source of any resync, and what it writes
-    /// meanwhile is dirty: its guests need not wait for a handshake.
+    /// A sole holder is the source of any resync, and what it writes meanwhile is dirty: its guests
+    /// need not wait for a handshake, once its generation is used or the peer has accepted it.
     fn gate_closed(&self) -> bool {
-        let nothing_to_freeze = self.record.holders == Holders::Sole && self.use_is_durable;
-        self.transition.freezes_requests() || (self.link.is_agreeing() && !nothing_to_freeze)
+        self.transition.freezes_requests() || (self.link.is_agreeing() && !self.is_settled_source())
+    }
+
+    /// Whether a handshake under way can have no other outcome than that this node is the source.
+    pub(super) fn is_settled_source(&self) -> bool {
+        let accepted = self.use_is_durable || self.link.has_offered();
+        self.record.holders == Holders::Sole && accepted
     }
 
     /// Whether the record that [`Holders`] describes is durable and no change of it is under way.

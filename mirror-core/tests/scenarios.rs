@@ -1,0 +1,543 @@
+//! Stories of single mistakes, told step by step to two nodes.
+//!
+//! Each of these was a bug once. The world here is as small as can be: disks and link answer in
+//! order and at once, except where a story holds something back. What happens by chance is the
+//! simulator's business.
+
+use mirror_core::error::ErrorId;
+use mirror_core::meta::{self, Layout, NewReplica};
+use mirror_core::node::boundary::*;
+use mirror_core::node::{MetadataPlace, Node, NodeConfig};
+use mirror_core::types::*;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+const A: usize = 0;
+const B: usize = 1;
+const NAMES: [&str; 2] = ["a", "b"];
+const MIB: u64 = 1 << 20;
+const STALL: Duration = Duration::from_secs(2);
+/// The virtual time between two looks at the timers.
+const STEP: Duration = Duration::from_millis(10);
+
+/// What a host's disk holds back.
+#[derive(Default)]
+struct Held {
+    writes: bool,
+    flushes: bool,
+    /// Metadata writes are lost on the way, and never answered.
+    metadata: bool,
+    operations: Vec<OpId>,
+}
+
+struct Host {
+    node: Node,
+    metadata: Vec<u8>,
+    store_size: u64,
+    boot: u128,
+    connection: Option<u64>,
+    looking: bool,
+    serving: bool,
+    detached: bool,
+    held: Held,
+    flushes: u32,
+    completed: Vec<RequestId>,
+    refused: Option<ErrorId>,
+}
+
+/// Two nodes, what is on its way to them, and whether the link can be had.
+struct World {
+    now: Time,
+    hosts: [Host; 2],
+    coming: VecDeque<(usize, Input)>,
+    link_possible: bool,
+    connections: u64,
+}
+
+fn node(at: usize, generation_seed: u128) -> Node {
+    let config = NodeConfig {
+        cluster: "c".into(),
+        mirror: "r0".into(),
+        node: NAMES[at].into(),
+        peer: NAMES[1 - at].into(),
+        metadata: MetadataPlace::External,
+        stall_timeout: STALL,
+    };
+    let mut id = generation_seed << 96;
+    let new_id = move || {
+        id += 1 << 64;
+        id
+    };
+    Node::new(config, Box::new(new_id))
+}
+
+fn host(at: usize, store_size: u64) -> Host {
+    let layout = Layout::new(store_size, MetadataPlace::External).expect("a store of good size");
+    let mut metadata = vec![0; layout.external_size() as usize];
+    let new = NewReplica {
+        replica: ReplicaId(at as u128 + 1),
+        cluster: "c".into(),
+        mirror: "r0".into(),
+        node: NAMES[at].into(),
+    };
+    for (offset, bytes) in meta::create(&layout, &new) {
+        metadata[offset as usize..][..bytes.len()].copy_from_slice(&bytes);
+    }
+    Host {
+        node: node(at, at as u128 + 1),
+        metadata,
+        store_size,
+        boot: 50 + at as u128,
+        connection: None,
+        looking: false,
+        serving: false,
+        detached: false,
+        held: Held::default(),
+        flushes: 0,
+        completed: Vec::new(),
+        refused: None,
+    }
+}
+
+impl World {
+    /// Two fresh replicas that have met.
+    fn new(sizes: [u64; 2]) -> World {
+        let mut world = World {
+            now: Time(1),
+            hosts: [host(A, sizes[A]), host(B, sizes[B])],
+            coming: VecDeque::new(),
+            link_possible: true,
+            connections: 0,
+        };
+        world.attach(A);
+        world.attach(B);
+        world.pass(Duration::from_secs(1));
+        world
+    }
+
+    /// Two replicas in sync, `a` Primary.
+    fn in_sync(size: u64) -> World {
+        let mut world = World::new([size; 2]);
+        world.command(A, Command::Primary(PrimaryMode::InitialAssumeClean));
+        world.pass(Duration::from_secs(1));
+        assert!(world.hosts[A].serving);
+        world
+    }
+
+    fn attach(&mut self, at: usize) {
+        let (store_size, boot) = (self.hosts[at].store_size, BootId(self.hosts[at].boot));
+        self.feed(at, Input::Attach { store_size, boot });
+    }
+
+    /// The daemon ends without a word and starts again.
+    fn restart(&mut self, at: usize) {
+        self.cut();
+        self.hosts[at].node = node(at, 100 + self.connections as u128 + at as u128);
+        self.hosts[at].serving = false;
+        self.hosts[at].looking = false;
+        self.coming.retain(|(to, _)| *to != at);
+        self.attach(at);
+    }
+
+    fn feed(&mut self, at: usize, input: Input) {
+        let mut actions = Vec::new();
+        self.hosts[at].node.handle(self.now, input, &mut actions);
+        for action in actions {
+            self.carry_out(at, action);
+        }
+    }
+
+    fn carry_out(&mut self, at: usize, action: Action) {
+        let host = &mut self.hosts[at];
+        let done = |op, payload| Input::DiskDone {
+            op,
+            result: Ok(payload),
+        };
+        match action {
+            Action::MetaRead { op, offset, len } => {
+                let bytes = host.metadata[offset as usize..][..len as usize].to_vec();
+                self.coming.push_back((
+                    at,
+                    Input::MetaDone {
+                        op,
+                        result: Ok(bytes),
+                    },
+                ));
+            }
+            Action::MetaWrite { .. } if host.held.metadata => {}
+            Action::MetaWrite { op, offset, bytes } => {
+                host.metadata[offset as usize..][..bytes.len()].copy_from_slice(&bytes);
+                self.coming.push_back((
+                    at,
+                    Input::MetaDone {
+                        op,
+                        result: Ok(Vec::new()),
+                    },
+                ));
+            }
+            Action::Flush { op } if host.held.flushes => host.held.operations.push(op),
+            Action::Write { op, .. } if host.held.writes => host.held.operations.push(op),
+            Action::Flush { op } => {
+                host.flushes += 1;
+                self.coming.push_back((at, done(op, None)));
+            }
+            Action::Write { op, .. } | Action::Zero { op, .. } => {
+                self.coming.push_back((at, done(op, None)));
+            }
+            Action::Read { op, range, .. } => {
+                let payload = Payload {
+                    buffer: 0,
+                    len: range.len() as u32,
+                    crc: 0,
+                    zero: true,
+                };
+                self.coming.push_back((at, done(op, Some(payload))));
+            }
+            Action::Send {
+                connection,
+                header,
+                body,
+            } => {
+                if host.connection == Some(connection.0)
+                    && let Some(peers) = self.hosts[1 - at].connection
+                {
+                    let connection = ConnectionId(peers);
+                    let frame = Input::Frame {
+                        connection,
+                        header,
+                        body,
+                    };
+                    self.coming.push_back((1 - at, frame));
+                }
+            }
+            Action::Close { connection } => {
+                if host.connection == Some(connection.0) {
+                    // What was sent before still arrives.
+                    host.connection = None;
+                    self.tell_link_is_down();
+                }
+            }
+            Action::StartConnecting => host.looking = true,
+            Action::StopConnecting => host.looking = false,
+            Action::Serve(serving) => host.serving = serving,
+            Action::Detached => host.detached = true,
+            Action::Complete { request, result } => {
+                assert!(result.is_ok(), "{request:?} failed: {result:?}");
+                host.completed.push(request);
+            }
+            Action::CommandDone { result, .. } => host.refused = result.err().map(|r| r.id),
+            Action::Release(_) | Action::Event(_) => {}
+        }
+    }
+
+    /// Who has not closed it learns that the connection is gone.
+    fn tell_link_is_down(&mut self) {
+        for at in [A, B] {
+            if let Some(connection) = self.hosts[at].connection.take() {
+                let connection = ConnectionId(connection);
+                self.coming.push_back((at, Input::LinkDown { connection }));
+            }
+        }
+    }
+
+    fn cut(&mut self) {
+        self.coming
+            .retain(|(_, input)| !matches!(input, Input::Frame { .. }));
+        self.tell_link_is_down();
+        self.settle();
+    }
+
+    /// Delivers all that is on its way.
+    fn settle(&mut self) {
+        while let Some((at, input)) = self.coming.pop_front() {
+            self.feed(at, input);
+        }
+    }
+
+    /// Lets time pass.
+    fn pass(&mut self, span: Duration) {
+        let end = self.now.after(span);
+        while self.now < end {
+            self.settle();
+            let free = self
+                .hosts
+                .iter()
+                .all(|host| host.connection.is_none() && host.looking);
+            if self.link_possible && free {
+                for at in [A, B] {
+                    self.connections += 1;
+                    self.hosts[at].connection = Some(self.connections);
+                    self.hosts[at].looking = false;
+                    let connection = ConnectionId(self.connections);
+                    self.coming.push_back((at, Input::LinkUp { connection }));
+                }
+            }
+            self.now = self.now.after(STEP);
+            self.feed(A, Input::Tick);
+            self.feed(B, Input::Tick);
+        }
+        self.settle();
+    }
+
+    fn command(&mut self, at: usize, what: Command) {
+        self.hosts[at].refused = None;
+        let command = CommandId(self.now.0);
+        self.feed(at, Input::Command { command, what });
+    }
+
+    fn write(&mut self, at: usize, request: u64, offset: u64) {
+        let payload = Payload {
+            buffer: request as u32,
+            len: 4096,
+            crc: 7,
+            zero: false,
+        };
+        let range = ByteRange::new(offset, 4096);
+        let operation = GuestOperation::Write {
+            range,
+            payload,
+            fua: false,
+        };
+        let request = RequestId(request);
+        self.feed(at, Input::Guest { request, operation });
+    }
+
+    fn release_held(&mut self, at: usize) {
+        self.hosts[at].held.writes = false;
+        self.hosts[at].held.flushes = false;
+        for op in std::mem::take(&mut self.hosts[at].held.operations) {
+            self.feed(
+                at,
+                Input::DiskDone {
+                    op,
+                    result: Ok(None),
+                },
+            );
+        }
+    }
+
+    fn status(&self, at: usize) -> mirror_core::control::MirrorStatus {
+        self.hosts[at].node.status(self.now)
+    }
+
+    fn assert_healthy(&self) {
+        for at in [A, B] {
+            let status = self.status(at);
+            assert_eq!(status.link, LinkState::Connected, "{status:?}");
+            assert_eq!(status.disk, DiskState::UpToDate, "{status:?}");
+            assert_eq!(status.peer_disk, DiskState::UpToDate, "{status:?}");
+            assert_eq!(status.holders, ["a", "b"], "{status:?}");
+            assert_eq!(status.dirty_bytes, 0, "{status:?}");
+        }
+    }
+}
+
+/// R3: a write of the dead connection must not land over one that the new Primary acknowledged.
+#[test]
+fn a_promotion_waits_for_writes_of_the_dead_connection() {
+    let mut world = World::in_sync(8 * MIB);
+    world.hosts[B].held.writes = true;
+    world.write(A, 1, 0);
+    world.settle();
+    world.link_possible = false;
+    world.cut();
+    world.command(B, Command::Primary(PrimaryMode::Ordinary));
+    world.pass(Duration::from_secs(1));
+    assert!(!world.hosts[B].serving, "promoted over a write on its way");
+    world.release_held(B);
+    world.pass(Duration::from_secs(1));
+    assert!(world.hosts[B].serving);
+}
+
+/// The smaller of two disks decides the size of a first generation, on whichever node it begins.
+#[test]
+fn the_first_generation_fits_the_smaller_disk() {
+    for first in [A, B] {
+        let mut world = World::new([16 * MIB, 8 * MIB]);
+        world.command(first, Command::Primary(PrimaryMode::Initial));
+        world.pass(Duration::from_secs(5));
+        assert_eq!(
+            world.status(first).size_bytes,
+            8 * MIB,
+            "first on {}",
+            NAMES[first]
+        );
+        world.assert_healthy();
+    }
+}
+
+/// R11: a peer that answers pings but never a flush holds a guest's write no longer than the
+/// stall timeout, and the local disk is not flushed over and over meanwhile.
+#[test]
+fn a_hung_flush_of_the_peer_holds_nobody_up() {
+    const EXTENT: u64 = 4 * MIB;
+    let mut world = World::in_sync(1100 * EXTENT);
+    for extent in 0..1000 {
+        world.write(A, extent, extent * EXTENT);
+        world.settle();
+    }
+    world.hosts[B].held.flushes = true;
+    world.hosts[A].flushes = 0;
+    world.write(A, 5000, 1050 * EXTENT);
+    world.pass(STALL + Duration::from_millis(500));
+    assert!(
+        world.hosts[A].completed.contains(&RequestId(5000)),
+        "{:?}",
+        world.status(A)
+    );
+    assert!(
+        world.hosts[A].flushes < 10,
+        "{} local flushes",
+        world.hosts[A].flushes
+    );
+}
+
+/// R8: an operator's word that this side's data may go is spent when this side begins to serve.
+#[test]
+fn a_promotion_ends_the_wish_to_discard() {
+    let mut world = World::in_sync(8 * MIB);
+    world.command(A, Command::Secondary);
+    world.pass(Duration::from_secs(1));
+    world.link_possible = false;
+    world.cut();
+    world.command(
+        B,
+        Command::Connect {
+            discard_my_data: true,
+        },
+    );
+    world.command(A, Command::Primary(PrimaryMode::Ordinary));
+    world.command(B, Command::Primary(PrimaryMode::Force));
+    world.pass(Duration::from_secs(1));
+    for at in [A, B] {
+        world.write(at, 1, 0);
+        world.pass(Duration::from_secs(1));
+        world.command(at, Command::Secondary);
+        world.pass(Duration::from_secs(1));
+    }
+    world.link_possible = true;
+    world.pass(Duration::from_secs(2));
+    for at in [A, B] {
+        let status = world.status(at);
+        assert_eq!(status.link, LinkState::StandAlone);
+        assert!(
+            status.reasons[0].starts_with("KGM-0504"),
+            "{:?}",
+            status.reasons
+        );
+    }
+    // A fresh word resolves it.
+    world.command(
+        B,
+        Command::Connect {
+            discard_my_data: true,
+        },
+    );
+    world.command(
+        A,
+        Command::Connect {
+            discard_my_data: false,
+        },
+    );
+    world.pass(Duration::from_secs(5));
+    world.assert_healthy();
+}
+
+/// A source that the handshake chose among two restarted nodes is UpToDate, not Consistent.
+#[test]
+fn a_chosen_source_is_up_to_date() {
+    let mut world = World::in_sync(8 * MIB);
+    world.write(A, 1, 0);
+    world.settle();
+    world.restart(A);
+    world.restart(B);
+    world.pass(Duration::from_secs(5));
+    world.assert_healthy();
+}
+
+/// A mirror lets go of its store only when nothing is in flight on it.
+#[test]
+fn going_down_waits_for_the_disk() {
+    let mut world = World::in_sync(8 * MIB);
+    world.hosts[B].held.writes = true;
+    world.write(A, 1, 0);
+    world.settle();
+    world.command(B, Command::Down);
+    world.pass(Duration::from_secs(5));
+    assert!(!world.hosts[B].detached);
+    world.release_held(B);
+    world.pass(Duration::from_secs(1));
+    assert!(world.hosts[B].detached);
+}
+
+/// A first generation is begun once.
+#[test]
+fn a_second_initial_promotion_is_refused() {
+    let mut world = World::in_sync(8 * MIB);
+    world.command(A, Command::Primary(PrimaryMode::Initial));
+    world.settle();
+    assert_eq!(world.hosts[A].refused, Some(ErrorId::NotInitial));
+    world.command(A, Command::Primary(PrimaryMode::Ordinary));
+    world.settle();
+    assert_eq!(world.hosts[A].refused, None);
+}
+
+/// R2: a copy is thrown away only after the other has become the sole holder, and only if no
+/// crash has touched that one since.
+#[test]
+fn an_invalidation_is_given_up_when_the_peer_has_restarted() {
+    let mut world = World::in_sync(8 * MIB);
+    world.link_possible = false;
+    world.command(B, Command::Invalidate);
+    world.restart(A);
+    world.link_possible = true;
+    world.pass(Duration::from_secs(5));
+    assert_eq!(world.hosts[B].refused, Some(ErrorId::LostPeer));
+    world.assert_healthy();
+
+    world.command(B, Command::Invalidate);
+    world.pass(Duration::from_secs(5));
+    assert_eq!(world.hosts[B].refused, None);
+    world.assert_healthy();
+}
+
+/// R6: a daemon that died in this boot may have left writes in the disk's cache. The log that
+/// covers them is emptied only after a flush (simulator seed 13150).
+#[test]
+fn an_attach_flushes_before_it_empties_the_log() {
+    let mut world = World::in_sync(8 * MIB);
+    world.write(A, 1, 0);
+    world.settle();
+    world.hosts[A].held.flushes = true;
+    world.restart(A);
+    world.pass(Duration::from_secs(1));
+    assert_eq!(
+        world.status(A).disk,
+        DiskState::Diskless,
+        "attached without a flush"
+    );
+    world.release_held(A);
+    world.pass(Duration::from_secs(5));
+    world.assert_healthy();
+}
+
+/// R11: a peer that hangs in the middle of the handshake does not hold up the guest of a sole
+/// holder, not even its first write in a new generation (simulator seed 13108).
+#[test]
+fn a_hung_handshake_holds_nobody_up() {
+    let mut world = World::in_sync(8 * MIB);
+    world.link_possible = false;
+    world.cut();
+    world.write(A, 1, 0);
+    world.pass(Duration::from_secs(1));
+    world.command(A, Command::Secondary);
+    world.pass(Duration::from_secs(1));
+    world.command(A, Command::Primary(PrimaryMode::Ordinary));
+    world.pass(Duration::from_secs(1));
+    world.hosts[B].held.metadata = true;
+    world.link_possible = true;
+    world.pass(Duration::from_millis(100));
+    world.write(A, 2, 0);
+    world.pass(STALL);
+    assert!(world.hosts[A].completed.contains(&RequestId(2)));
+}
