@@ -51,6 +51,8 @@ struct World {
     hosts: [Host; 2],
     coming: VecDeque<(usize, Input)>,
     link_possible: bool,
+    /// Frames are lost on the way.
+    deaf: bool,
     connections: u64,
 }
 
@@ -107,6 +109,7 @@ impl World {
             hosts: [host(A, sizes[A]), host(B, sizes[B])],
             coming: VecDeque::new(),
             link_possible: true,
+            deaf: false,
             connections: 0,
         };
         world.attach(A);
@@ -198,7 +201,8 @@ impl World {
                 header,
                 body,
             } => {
-                if host.connection == Some(connection.0)
+                if !self.deaf
+                    && host.connection == Some(connection.0)
                     && let Some(peers) = self.hosts[1 - at].connection
                 {
                     let connection = ConnectionId(peers);
@@ -540,4 +544,21 @@ fn a_hung_handshake_holds_nobody_up() {
     world.write(A, 2, 0);
     world.pass(STALL);
     assert!(world.hosts[A].completed.contains(&RequestId(2)));
+}
+
+/// R11: a large frame on a slow link is no silence.
+#[test]
+fn parts_of_a_frame_are_signs_of_life() {
+    let mut world = World::in_sync(8 * MIB);
+    world.deaf = true;
+    for _ in 0..5 {
+        world.pass(STALL / 2);
+        for at in [A, B] {
+            let connection = ConnectionId(world.hosts[at].connection.expect("a connection"));
+            world.feed(at, Input::Heard { connection });
+        }
+    }
+    world.assert_healthy();
+    world.pass(STALL * 2);
+    assert_eq!(world.status(A).link, LinkState::Connecting);
 }

@@ -208,8 +208,16 @@ impl Link {
             Err(errno) => Some(errno.desc().to_owned()),
         };
         known.incoming = Some(incoming);
+        let connection = known.id;
+        let told = around.inputs.len();
         match end {
-            None => self.pump(slot, around),
+            None => {
+                self.pump(slot, around);
+                // Part of a large frame: the peer lives, and the core should know.
+                if around.inputs.len() == told {
+                    around.inputs.push_back(Input::Heard { connection });
+                }
+            }
             Some(why) => self.broken(slot, &why, around),
         }
         self.settle(slot);

@@ -16,6 +16,10 @@ const STAGING: usize = 256 << 10;
 /// together with what follows it.
 const WHOLE: usize = 64 << 10;
 
+/// Most of a payload that one system call waits for: at the end of each piece the peer is known
+/// to live, however slow the link.
+const PIECE: usize = 1 << 20;
+
 /// How much is received into the staging area at once after a payload of at least [`WHOLE`]: the
 /// next one is likely to be as large, and what of it lands in the staging area must be copied.
 const AFTER_LARGE: usize = 1 << 10;
@@ -135,7 +139,10 @@ impl Incoming {
         }
         let alone = self.wants_all();
         let direct: &mut [u8] = match &mut self.payload {
-            Some(filling) => &mut filling.buffer.bytes_mut()[filling.filled..filling.len],
+            Some(filling) => {
+                let end = filling.len.min(filling.filled + PIECE);
+                &mut filling.buffer.bytes_mut()[filling.filled..end]
+            }
             None => &mut [],
         };
         let staged: &mut [u8] = if alone {

@@ -201,6 +201,11 @@ pub enum Input {
         /// Its payload.
         body: Body,
     },
+    /// A part of a frame arrived: the peer lives, although the frame takes its time.
+    Heard {
+        /// On which connection.
+        connection: ConnectionId,
+    },
     /// An operator asks for something.
     Command {
         /// To be given back in [`Action::CommandDone`].

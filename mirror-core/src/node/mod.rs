@@ -261,6 +261,7 @@ impl Node {
                 header,
                 body,
             } => self.frame(connection, header, body),
+            Input::Heard { connection } => self.part_arrived(connection),
             Input::Command { command, what } => self.command_arrives(command, what),
         }
         while let Some(timer) = self.timers.take_due(now) {
@@ -417,6 +418,12 @@ impl Node {
             (FrameType::Goodbye, Body::Control(bytes)) => self.peer_says_goodbye(&bytes),
             (_, body) if self.link.session().is_some() => self.session_frame(header, body),
             (_, body) => self.agreement_frame(header, body),
+        }
+    }
+
+    fn part_arrived(&mut self, connection: ConnectionId) {
+        if self.link.connection() == Some(connection) {
+            self.heard_peer();
         }
     }
 
