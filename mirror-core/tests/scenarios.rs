@@ -179,7 +179,9 @@ impl World {
                 ));
             }
             Action::Flush { op } if host.held.flushes => host.held.operations.push(op),
-            Action::Write { op, .. } if host.held.writes => host.held.operations.push(op),
+            Action::Write { op, .. } | Action::Zero { op, .. } if host.held.writes => {
+                host.held.operations.push(op);
+            }
             Action::Flush { op } => {
                 host.flushes += 1;
                 self.coming.push_back((at, done(op, None)));
@@ -561,4 +563,139 @@ fn parts_of_a_frame_are_signs_of_life() {
     world.assert_healthy();
     world.pass(STALL * 2);
     assert_eq!(world.status(A).link, LinkState::Connecting);
+}
+
+/// What an acknowledgement makes possible happens at once, and not with the next thing that
+/// happens to come: a guest that waits for this answer sends nothing more.
+#[test]
+fn the_next_piece_of_a_zeroing_needs_no_other_event() {
+    let mut world = World::in_sync(128 * MIB);
+    world.hosts[B].held.writes = true;
+    let operation = GuestOperation::Zero {
+        range: ByteRange::new(0, 96 * MIB),
+        may_unmap: true,
+        fua: false,
+    };
+    let request = RequestId(1);
+    world.feed(A, Input::Guest { request, operation });
+    world.settle();
+    world.link_possible = false;
+    world.cut();
+    assert!(world.hosts[A].completed.contains(&request));
+}
+
+/// As above, for a write that waits for room in a full activity log.
+#[test]
+fn room_in_the_log_is_seen_when_the_peer_is_lost() {
+    const EXTENT: u64 = 4 * MIB;
+    let mut world = World::in_sync(1100 * EXTENT);
+    world.hosts[B].held.writes = true;
+    for extent in 0..1001 {
+        world.write(A, extent, extent * EXTENT);
+    }
+    world.settle();
+    world.link_possible = false;
+    world.cut();
+    assert!(world.hosts[A].completed.contains(&RequestId(1000)));
+}
+
+/// As above, for a command that ends the need of the peer.
+#[test]
+fn a_disconnect_lets_the_writes_of_a_sole_holder_go_on() {
+    let mut world = World::in_sync(8 * MIB);
+    world.link_possible = false;
+    world.cut();
+    world.write(A, 1, 0);
+    world.pass(Duration::from_secs(1));
+    world.command(A, Command::PauseResync);
+    world.link_possible = true;
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.status(B).disk, DiskState::Inconsistent);
+    world.hosts[B].held.writes = true;
+    world.write(A, 2, MIB);
+    world.settle();
+    assert!(!world.hosts[A].completed.contains(&RequestId(2)));
+    world.command(A, Command::Disconnect);
+    world.settle();
+    assert!(world.hosts[A].completed.contains(&RequestId(2)));
+}
+
+/// An invalidation whose peer never comes back is given up: nothing was thrown away yet, and this
+/// copy may be the last one.
+#[test]
+fn an_invalidation_without_a_peer_does_not_block_a_takeover() {
+    let mut world = World::in_sync(8 * MIB);
+    world.link_possible = false;
+    world.command(B, Command::Invalidate);
+    world.cut();
+    world.pass(Duration::from_secs(5));
+    assert_eq!(world.hosts[B].refused, Some(ErrorId::LostPeer));
+    world.command(B, Command::Primary(PrimaryMode::Ordinary));
+    world.pass(Duration::from_secs(1));
+    assert!(world.hosts[B].serving, "{:?}", world.status(B));
+}
+
+/// R8: a copy that was promoted by force in the middle of a resync never takes the place of its
+/// source without an operator's word, whether anything was written on either side or not.
+#[test]
+fn a_forced_half_copy_overwrites_nobody() {
+    for write in [false, true] {
+        let mut world = World::in_sync(8 * MIB);
+        world.write(A, 1, 0);
+        world.settle();
+        world.restart(A);
+        world.restart(B);
+        world.command(A, Command::PauseResync);
+        world.pass(Duration::from_secs(5));
+        assert_eq!(world.status(B).disk, DiskState::Inconsistent);
+        world.link_possible = false;
+        world.cut();
+        world.command(B, Command::Primary(PrimaryMode::Force));
+        world.pass(Duration::from_secs(1));
+        assert!(world.hosts[B].serving);
+        if write {
+            world.write(B, 2, MIB);
+            world.pass(Duration::from_secs(1));
+        }
+        world.command(B, Command::Secondary);
+        world.pass(Duration::from_secs(1));
+        world.link_possible = true;
+        world.pass(Duration::from_secs(5));
+        for at in [A, B] {
+            let status = world.status(at);
+            assert_eq!(status.link, LinkState::StandAlone, "{status:?}");
+            assert_eq!(status.disk, DiskState::UpToDate, "{status:?}");
+        }
+    }
+}
+
+/// R3: a planned handover is shared history, however long one side goes on alone afterwards.
+#[test]
+fn a_handover_is_remembered_over_many_generations() {
+    for alone in [A, B] {
+        let mut world = World::in_sync(8 * MIB);
+        for at in [B, A] {
+            world.command(1 - at, Command::Secondary);
+            world.pass(Duration::from_secs(1));
+            world.command(at, Command::Primary(PrimaryMode::Ordinary));
+            world.pass(Duration::from_secs(1));
+            world.write(at, 1, 0);
+            world.pass(Duration::from_secs(1));
+        }
+        world.command(A, Command::Secondary);
+        world.pass(Duration::from_secs(1));
+        world.link_possible = false;
+        world.cut();
+        for _ in 0..70 {
+            world.command(alone, Command::Primary(PrimaryMode::Ordinary));
+            world.settle();
+            world.write(alone, 2, 0);
+            world.settle();
+            world.command(alone, Command::Secondary);
+            world.settle();
+        }
+        world.link_possible = true;
+        world.pass(Duration::from_secs(5));
+        world.assert_healthy();
+    }
 }

@@ -34,8 +34,17 @@ impl Node {
             Kind::PromoteTogether { lineage, .. } => {
                 self.apply_promotion_together(&lineage);
                 self.record.primary = true;
+                // The peer has recorded it.
+                self.record.last_common = lineage.generation;
             }
-            Kind::Grant { lineage } => self.apply_promotion_together(&lineage),
+            Kind::Grant { lineage } => {
+                // Whether the peer will record the next one as well, its first write says.
+                let shared = self.record.generation;
+                self.apply_promotion_together(&lineage);
+                if !lineage.whole {
+                    self.record.last_common = shared;
+                }
+            }
             Kind::Demote { .. } => self.record.primary = false,
             Kind::Agree | Kind::Widen => self.apply_in_sync(),
             Kind::FinishTarget => {
@@ -110,9 +119,13 @@ impl Node {
         let was_incomplete = self.record.trust == Trust::Inconsistent && !first;
         self.record.begin_generation(generation);
         if was_incomplete {
-            // What is promoted here is not the generation it was a copy in the making of: the two
-            // must look diverged, so that an operator decides between them.
-            self.record.ancestry.remove(0);
+            // What is promoted here is not the generation it was a copy in the making of, nor any
+            // before it: the two must look diverged, so that an operator decides between them.
+            // Nothing may be withdrawn to hide that: neither this claim, nor on the other side the
+            // generation that was copied, which would leave its parent.
+            let ancestry = &mut self.record.ancestry;
+            ancestry.drain(..ancestry.len().min(2));
+            self.record.used = true;
             self.bitmap.mark_all();
             self.record.all_dirty = true;
         }
@@ -151,7 +164,7 @@ impl Node {
         let Some(active) = self.transition.active.take() else {
             return;
         };
-        self.use_is_durable = self.record.used;
+        self.use_is_durable = self.record.used && !self.records.awaits_use();
         match active.kind {
             Kind::Shrink { after } => self.shrunk(after),
             Kind::OfferSync { whole } => self.offer_sync(whole),

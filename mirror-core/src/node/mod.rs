@@ -294,12 +294,19 @@ impl Node {
 
     /// Does what the input made possible, until nothing more is.
     fn follow_up(&mut self) {
-        match self.phase {
-            Phase::Settling => self.settle_metadata(),
-            Phase::Running => self.keep_running(),
-            Phase::New | Phase::Attaching | Phase::Closed => {}
+        loop {
+            match self.phase {
+                Phase::Settling => self.settle_metadata(),
+                Phase::Running => self.keep_running(),
+                Phase::New | Phase::Attaching | Phase::Closed => {}
+            }
+            // An acknowledgement or a command may make more possible, and nothing else need ever
+            // come: a guest may wait for just this answer, and without a peer no timer runs.
+            let more = self.log_wanted || self.acknowledgements_due;
+            if !self.pump_commands() && !(more && self.phase == Phase::Running) {
+                return;
+            }
         }
-        while self.pump_commands() {}
     }
 
     fn keep_running(&mut self) {
@@ -342,6 +349,7 @@ impl Node {
             Timer::Checkpoint => self.checkpoint_due = true,
             // The waiting command is looked at again, and finds its patience gone.
             Timer::CommandPatience => {}
+            Timer::Invalidation => self.invalidation_timed_out(),
         }
     }
 
