@@ -176,7 +176,9 @@ impl World {
                 ));
             }
             Action::Flush { op } if host.held.flushes => host.held.operations.push(op),
-            Action::Write { op, .. } if host.held.writes => host.held.operations.push(op),
+            Action::Write { op, .. } | Action::Zero { op, .. } if host.held.writes => {
+                host.held.operations.push(op);
+            }
             Action::Flush { op } => {
                 host.flushes += 1;
                 self.coming.push_back((at, done(op, None)));
@@ -539,5 +541,60 @@ fn a_hung_handshake_holds_nobody_up() {
     world.pass(Duration::from_millis(100));
     world.write(A, 2, 0);
     world.pass(STALL);
+    assert!(world.hosts[A].completed.contains(&RequestId(2)));
+}
+
+/// What an acknowledgement makes possible happens at once, and not with the next thing that
+/// happens to come: a guest that waits for this answer sends nothing more.
+#[test]
+fn the_next_piece_of_a_zeroing_needs_no_other_event() {
+    let mut world = World::in_sync(128 * MIB);
+    world.hosts[B].held.writes = true;
+    let operation = GuestOperation::Zero {
+        range: ByteRange::new(0, 96 * MIB),
+        may_unmap: true,
+        fua: false,
+    };
+    let request = RequestId(1);
+    world.feed(A, Input::Guest { request, operation });
+    world.settle();
+    world.link_possible = false;
+    world.cut();
+    assert!(world.hosts[A].completed.contains(&request));
+}
+
+/// As above, for a write that waits for room in a full activity log.
+#[test]
+fn room_in_the_log_is_seen_when_the_peer_is_lost() {
+    const EXTENT: u64 = 4 * MIB;
+    let mut world = World::in_sync(1100 * EXTENT);
+    world.hosts[B].held.writes = true;
+    for extent in 0..1001 {
+        world.write(A, extent, extent * EXTENT);
+    }
+    world.settle();
+    world.link_possible = false;
+    world.cut();
+    assert!(world.hosts[A].completed.contains(&RequestId(1000)));
+}
+
+/// As above, for a command that ends the need of the peer.
+#[test]
+fn a_disconnect_lets_the_writes_of_a_sole_holder_go_on() {
+    let mut world = World::in_sync(8 * MIB);
+    world.link_possible = false;
+    world.cut();
+    world.write(A, 1, 0);
+    world.pass(Duration::from_secs(1));
+    world.command(A, Command::PauseResync);
+    world.link_possible = true;
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.status(B).disk, DiskState::Inconsistent);
+    world.hosts[B].held.writes = true;
+    world.write(A, 2, MIB);
+    world.settle();
+    assert!(!world.hosts[A].completed.contains(&RequestId(2)));
+    world.command(A, Command::Disconnect);
+    world.settle();
     assert!(world.hosts[A].completed.contains(&RequestId(2)));
 }

@@ -293,12 +293,20 @@ impl Node {
 
     /// Does what the input made possible, until nothing more is.
     fn follow_up(&mut self) {
-        match self.phase {
-            Phase::Settling => self.settle_metadata(),
-            Phase::Running => self.keep_running(),
-            Phase::New | Phase::Attaching | Phase::Closed => {}
+        loop {
+            match self.phase {
+                Phase::Settling => self.settle_metadata(),
+                Phase::Running => self.keep_running(),
+                Phase::New | Phase::Attaching | Phase::Closed => {}
+            }
+            // An acknowledgement or a command may make more possible, and nothing else need ever
+            // come: a guest may wait for just this answer, and without a peer no timer runs.
+            let running = self.phase == Phase::Running;
+            let more = running && (self.log_wanted || self.acknowledgements_due);
+            if !(self.pump_commands() || more) {
+                return;
+            }
         }
-        while self.pump_commands() {}
     }
 
     fn keep_running(&mut self) {

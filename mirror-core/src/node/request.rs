@@ -363,6 +363,9 @@ impl Node {
         if guest.kind != Kind::Flush {
             let piece = guest.piece;
             self.log.end(piece);
+            if !self.requests.log_queue.is_empty() {
+                self.log_wanted = true;
+            }
             self.release_range(piece);
             let Some(guest) = self.requests.find(key) else {
                 return;
