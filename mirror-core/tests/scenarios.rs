@@ -598,3 +598,18 @@ fn a_disconnect_lets_the_writes_of_a_sole_holder_go_on() {
     world.settle();
     assert!(world.hosts[A].completed.contains(&RequestId(2)));
 }
+
+/// An invalidation whose peer never comes back is given up: nothing was thrown away yet, and this
+/// copy may be the last one.
+#[test]
+fn an_invalidation_without_a_peer_does_not_block_a_takeover() {
+    let mut world = World::in_sync(8 * MIB);
+    world.link_possible = false;
+    world.command(B, Command::Invalidate);
+    world.cut();
+    world.pass(Duration::from_secs(5));
+    assert_eq!(world.hosts[B].refused, Some(ErrorId::LostPeer));
+    world.command(B, Command::Primary(PrimaryMode::Ordinary));
+    world.pass(Duration::from_secs(1));
+    assert!(world.hosts[B].serving, "{:?}", world.status(B));
+}

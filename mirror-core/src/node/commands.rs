@@ -372,10 +372,31 @@ impl Node {
         // shrunk the holders.
         self.lose_link("this copy is invalidated", AfterLoss::Search);
         self.invalidating = Some(command);
+        self.search_since = self.now;
+        self.timers.set(Timer::Invalidation, self.search_patience());
         self.event(
             Severity::Warning,
             "the local copy is invalidated".to_owned(),
         );
+    }
+
+    /// Nothing is thrown away yet, and this copy may be the last: other commands must not wait for
+    /// a peer that is gone. A handshake under way has its own end.
+    pub(super) fn invalidation_timed_out(&mut self) {
+        if self.link.connection().is_none() {
+            self.give_up_invalidation();
+        }
+    }
+
+    /// Refuses an invalidation, unless it is being recorded: then it takes effect.
+    pub(super) fn give_up_invalidation(&mut self) {
+        let active = self.transition.active.as_ref();
+        if active.is_some_and(|active| matches!(active.kind, Kind::BecomeTarget { .. })) {
+            return;
+        }
+        if let Some(command) = self.invalidating.take() {
+            self.refuse(command, ErrorId::LostPeer, "the peer was lost; try again");
+        }
     }
 
     /// Answers an operator with success.

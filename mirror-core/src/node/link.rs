@@ -328,9 +328,7 @@ impl Node {
         self.early_hello = None;
         self.void_peer_halves();
         self.transition_lost_link();
-        if let Some(command) = self.invalidating.take() {
-            self.refuse(command, ErrorId::LostPeer, "the peer was lost; try again");
-        }
+        self.give_up_invalidation();
         self.acknowledgements_due = true;
         // What the peer had not settled is dirty now, and holds no extent in the log any more.
         self.log_wanted = true;

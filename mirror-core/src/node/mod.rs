@@ -349,6 +349,7 @@ impl Node {
             Timer::Checkpoint => self.checkpoint_due = true,
             // The waiting command is looked at again, and finds its patience gone.
             Timer::CommandPatience => {}
+            Timer::Invalidation => self.invalidation_timed_out(),
         }
     }
 

@@ -15,14 +15,17 @@ pub(super) enum Timer {
     Checkpoint,
     /// A waiting operator command gets its refusal instead.
     CommandPatience,
+    /// An invalidation that has not found the peer again is given up.
+    Invalidation,
 }
 
-const TIMERS: [Timer; 5] = [
+const TIMERS: [Timer; 6] = [
     Timer::Heartbeat,
     Timer::Handshake,
     Timer::Reconnect,
     Timer::Checkpoint,
     Timer::CommandPatience,
+    Timer::Invalidation,
 ];
 
 /// The deadlines.
