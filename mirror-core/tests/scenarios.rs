@@ -613,3 +613,37 @@ fn an_invalidation_without_a_peer_does_not_block_a_takeover() {
     world.pass(Duration::from_secs(1));
     assert!(world.hosts[B].serving, "{:?}", world.status(B));
 }
+
+/// R8: a copy that was promoted by force in the middle of a resync never takes the place of its
+/// source without an operator's word, whether anything was written on either side or not.
+#[test]
+fn a_forced_half_copy_overwrites_nobody() {
+    for write in [false, true] {
+        let mut world = World::in_sync(8 * MIB);
+        world.write(A, 1, 0);
+        world.settle();
+        world.restart(A);
+        world.restart(B);
+        world.command(A, Command::PauseResync);
+        world.pass(Duration::from_secs(5));
+        assert_eq!(world.status(B).disk, DiskState::Inconsistent);
+        world.link_possible = false;
+        world.cut();
+        world.command(B, Command::Primary(PrimaryMode::Force));
+        world.pass(Duration::from_secs(1));
+        assert!(world.hosts[B].serving);
+        if write {
+            world.write(B, 2, MIB);
+            world.pass(Duration::from_secs(1));
+        }
+        world.command(B, Command::Secondary);
+        world.pass(Duration::from_secs(1));
+        world.link_possible = true;
+        world.pass(Duration::from_secs(5));
+        for at in [A, B] {
+            let status = world.status(at);
+            assert_eq!(status.link, LinkState::StandAlone, "{status:?}");
+            assert_eq!(status.disk, DiskState::UpToDate, "{status:?}");
+        }
+    }
+}

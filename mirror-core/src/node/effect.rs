@@ -110,9 +110,13 @@ impl Node {
         let was_incomplete = self.record.trust == Trust::Inconsistent && !first;
         self.record.begin_generation(generation);
         if was_incomplete {
-            // What is promoted here is not the generation it was a copy in the making of: the two
-            // must look diverged, so that an operator decides between them.
-            self.record.ancestry.remove(0);
+            // What is promoted here is not the generation it was a copy in the making of, nor any
+            // before it: the two must look diverged, so that an operator decides between them.
+            // Nothing may be withdrawn to hide that: neither this claim, nor on the other side the
+            // generation that was copied, which would leave its parent.
+            let ancestry = &mut self.record.ancestry;
+            ancestry.drain(..ancestry.len().min(2));
+            self.record.used = true;
             self.bitmap.mark_all();
             self.record.all_dirty = true;
         }
