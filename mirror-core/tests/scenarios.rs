@@ -647,3 +647,34 @@ fn a_forced_half_copy_overwrites_nobody() {
         }
     }
 }
+
+/// R3: a planned handover is shared history, however long one side goes on alone afterwards.
+#[test]
+fn a_handover_is_remembered_over_many_generations() {
+    for alone in [A, B] {
+        let mut world = World::in_sync(8 * MIB);
+        for at in [B, A] {
+            world.command(1 - at, Command::Secondary);
+            world.pass(Duration::from_secs(1));
+            world.command(at, Command::Primary(PrimaryMode::Ordinary));
+            world.pass(Duration::from_secs(1));
+            world.write(at, 1, 0);
+            world.pass(Duration::from_secs(1));
+        }
+        world.command(A, Command::Secondary);
+        world.pass(Duration::from_secs(1));
+        world.link_possible = false;
+        world.cut();
+        for _ in 0..70 {
+            world.command(alone, Command::Primary(PrimaryMode::Ordinary));
+            world.settle();
+            world.write(alone, 2, 0);
+            world.settle();
+            world.command(alone, Command::Secondary);
+            world.settle();
+        }
+        world.link_possible = true;
+        world.pass(Duration::from_secs(5));
+        world.assert_healthy();
+    }
+}

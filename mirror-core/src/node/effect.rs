@@ -34,8 +34,17 @@ impl Node {
             Kind::PromoteTogether { lineage, .. } => {
                 self.apply_promotion_together(&lineage);
                 self.record.primary = true;
+                // The peer has recorded it.
+                self.record.last_common = lineage.generation;
             }
-            Kind::Grant { lineage } => self.apply_promotion_together(&lineage),
+            Kind::Grant { lineage } => {
+                // Whether the peer will record the next one as well, its first write says.
+                let shared = self.record.generation;
+                self.apply_promotion_together(&lineage);
+                if !lineage.whole {
+                    self.record.last_common = shared;
+                }
+            }
             Kind::Demote { .. } => self.record.primary = false,
             Kind::Agree | Kind::Widen => self.apply_in_sync(),
             Kind::FinishTarget => {

@@ -30,6 +30,8 @@ impl Node {
             session.held.push_back((header, body));
             if !self.record.used {
                 self.record.used = true;
+                // Who writes in it has recorded it.
+                self.record.last_common = self.record.generation;
                 self.commit(Then::Used);
             }
             return;
