@@ -164,7 +164,7 @@ impl Node {
         let Some(active) = self.transition.active.take() else {
             return;
         };
-        self.use_is_durable = self.record.used;
+        self.use_is_durable = self.record.used && !self.records.awaits_use();
         match active.kind {
             Kind::Shrink { after } => self.shrunk(after),
             Kind::OfferSync { whole } => self.offer_sync(whole),

@@ -30,6 +30,12 @@ impl RecordQueue {
     pub(super) fn is_settled(&self) -> bool {
         self.writing.is_none() && self.queue.is_empty()
     }
+
+    /// Whether the mark that the generation is used is on its way to the disk.
+    pub(super) fn awaits_use(&self) -> bool {
+        let waiting = self.queue.iter().map(|(_, _, then)| *then);
+        waiting.chain(self.writing).any(|then| then == Then::Used)
+    }
 }
 
 /// Most bitmap blocks in one metadata write.
