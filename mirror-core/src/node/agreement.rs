@@ -134,6 +134,9 @@ impl Node {
             return;
         };
         match header.kind {
+            FrameType::Verdict if agreement.their_verdict.is_some() => {
+                self.protocol_error("second verdict");
+            }
             FrameType::Verdict => {
                 agreement.their_verdict = Some(bytes);
                 self.compare_verdicts();
