@@ -4,6 +4,7 @@
 //! order and at once, except where a story holds something back. What happens by chance is the
 //! simulator's business.
 
+use mirror_core::control::Direction;
 use mirror_core::error::ErrorId;
 use mirror_core::meta::{self, Layout, NewReplica};
 use mirror_core::node::boundary::*;
@@ -697,5 +698,40 @@ fn a_handover_is_remembered_over_many_generations() {
         world.link_possible = true;
         world.pass(Duration::from_secs(5));
         world.assert_healthy();
+    }
+}
+
+/// R8: when both sides claimed a generation and wrote nothing in it, the claims are withdrawn, and
+/// the replica that stayed up is the source: the other may have lost what was acknowledged before.
+#[test]
+fn an_empty_claim_does_not_beat_the_replica_that_stayed_up() {
+    for lost_power in [A, B] {
+        let stayed_up = 1 - lost_power;
+        let mut world = World::in_sync(8 * MIB);
+        world.write(A, 1, 0);
+        world.settle();
+        world.link_possible = false;
+        world.cut();
+        world.command(A, Command::Secondary);
+        world.pass(Duration::from_secs(1));
+        world.hosts[lost_power].boot += 100;
+        world.restart(lost_power);
+        world.pass(Duration::from_secs(5));
+        for (at, mode) in [
+            (lost_power, PrimaryMode::Force),
+            (stayed_up, PrimaryMode::Ordinary),
+        ] {
+            world.command(at, Command::Primary(mode));
+            world.pass(Duration::from_secs(1));
+            assert!(world.hosts[at].serving);
+            world.command(at, Command::Secondary);
+            world.command(at, Command::PauseResync);
+            world.pass(Duration::from_secs(1));
+        }
+        world.link_possible = true;
+        world.pass(Duration::from_secs(5));
+        let direction = |at| world.status(at).resync.map(|resync| resync.direction);
+        assert_eq!(direction(stayed_up), Some(Direction::Source));
+        assert_eq!(direction(lost_power), Some(Direction::Target));
     }
 }

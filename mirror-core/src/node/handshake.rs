@@ -279,9 +279,13 @@ fn diverged(me: &Hello, peer: &Hello, strangers: bool) -> Verdict {
         match mine_left.relation(theirs_left) {
             Relation::Descends => return Verdict::Source { whole: strangers },
             Relation::Precedes => return Verdict::Target { whole: strangers },
-            // Neither wrote anything. A Primary stays; else the later claim does.
+            // Neither wrote anything. A Primary stays; else who stayed up, which may hold what the
+            // other lost; else the later claim.
             Relation::Equal => {
-                let rank = |hello: &Hello| (hello.role == Role::Primary, hello.generation);
+                let rank = |hello: &Hello| {
+                    let serves = hello.role == Role::Primary;
+                    (serves, hello.stayed_up, hello.generation)
+                };
                 return if rank(me) > rank(peer) {
                     Verdict::Source { whole: strangers }
                 } else {

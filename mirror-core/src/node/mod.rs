@@ -302,8 +302,9 @@ impl Node {
             }
             // An acknowledgement or a command may make more possible, and nothing else need ever
             // come: a guest may wait for just this answer, and without a peer no timer runs.
-            let more = self.log_wanted || self.acknowledgements_due;
-            if !self.pump_commands() && !(more && self.phase == Phase::Running) {
+            let running = self.phase == Phase::Running;
+            let more = running && (self.log_wanted || self.acknowledgements_due);
+            if !(self.pump_commands() || more) {
                 return;
             }
         }
