@@ -42,6 +42,8 @@ pub struct Ring {
     /// more than the copy; they are done here, after everything else was handed over, so that the
     /// peer works meanwhile.
     copies: Vec<(Token, Operation)>,
+    /// Whether something was queued that somebody else waits for.
+    urgent: bool,
     in_flight: usize,
 }
 
@@ -77,6 +79,7 @@ impl Ring {
             messages: Vec::new(),
             early: Vec::new(),
             copies: Vec::new(),
+            urgent: false,
             in_flight: 0,
         })
     }
@@ -184,6 +187,10 @@ impl Backend for Ring {
             self.copies.push((token, operation));
             return;
         }
+        self.urgent |= !matches!(
+            operation,
+            Operation::Receive { .. } | Operation::Readable { .. }
+        );
         let index = self.vacant.pop().unwrap_or_else(|| {
             self.flights.push(None);
             (self.flights.len() - 1) as u32
@@ -209,11 +216,17 @@ impl Backend for Ring {
     ) -> Result<(), Errno> {
         completions.append(&mut self.early);
         if !self.copies.is_empty() {
-            let submitted = self.ring.submit();
+            // Receiving anew can be handed over with the next call; a message to the peer cannot.
+            let submitted = if std::mem::take(&mut self.urgent) {
+                self.ring.submit()
+            } else {
+                Ok(0)
+            };
             self.make_copies(completions);
             self.reap(completions);
             return settled(submitted);
         }
+        self.urgent = false;
         let patience = if completions.is_empty() {
             patience
         } else {
