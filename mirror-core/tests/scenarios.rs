@@ -735,3 +735,22 @@ fn an_empty_claim_does_not_beat_the_replica_that_stayed_up() {
         assert_eq!(direction(lost_power), Some(Direction::Target));
     }
 }
+
+/// A Secondary whose Primary is back after a moment does not promote past it.
+#[test]
+fn a_peer_that_was_just_heard_is_asked_before_a_promotion() {
+    let mut world = World::in_sync(8 * MIB);
+    world.hosts[B].held.writes = true;
+    world.write(A, 1, 0);
+    world.settle();
+    world.cut();
+    world.pass(Duration::from_millis(100));
+    // Connected again, but not at rest: a write of the old connection is on its way.
+    world.command(B, Command::Primary(PrimaryMode::Ordinary));
+    world.pass(Duration::from_millis(100));
+    world.release_held(B);
+    world.pass(Duration::from_secs(2));
+    assert!(!world.hosts[B].serving);
+    assert_eq!(world.hosts[B].refused, Some(ErrorId::PeerIsPrimary));
+    world.assert_healthy();
+}

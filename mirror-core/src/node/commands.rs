@@ -9,6 +9,7 @@ use super::transition::{AfterDemote, AfterShrink, Kind};
 use super::{Node, Phase};
 use crate::control::CommandOutcome;
 use crate::error::{ErrorId, Refusal};
+use crate::limits::CONNECT_BACKOFF_MIN;
 use crate::types::{DiskState, Generation, Holders, MirrorId, Role};
 use crate::wire::message::{Goodbye, Lineage};
 
@@ -112,8 +113,10 @@ impl Node {
                 Looked::Taken
             }
             Ok(None) => {
-                self.timers
-                    .set_if_idle(Timer::CommandPatience, self.search_patience());
+                let at = self
+                    .search_patience()
+                    .max(self.now.after(CONNECT_BACKOFF_MIN));
+                self.timers.set_if_idle(Timer::CommandPatience, at);
                 Looked::Wait
             }
             Err(refusal) => {
@@ -156,6 +159,8 @@ impl Node {
             }
             return self.plan_with_peer(command, mode).map(Some);
         }
+        // A peer that was just heard will say in a moment what it is.
+        let greeting = matches!(self.link, Link::Arrived { heard: true, .. });
         let meeting = matches!(self.link, Link::Searching | Link::Arrived { .. })
             && !self.met_peer
             && self.now < self.search_patience();
@@ -175,6 +180,7 @@ impl Node {
                          its daemon and try again"
                 ),
             )),
+            (PrimaryMode::Ordinary, _) if greeting => Ok(None),
             (PrimaryMode::Ordinary, DiskState::UpToDate) => Ok(Some(alone)),
             (PrimaryMode::Ordinary, _) if meeting => Ok(None),
             (PrimaryMode::Ordinary, disk) => Err(self.not_up_to_date(disk)),
