@@ -9,6 +9,7 @@
 pub mod config;
 pub mod control;
 pub mod error;
+mod fields;
 pub mod limits;
 pub mod meta;
 pub mod node;

@@ -4,9 +4,10 @@
 //! the next place of a ring of eight. The valid block of the highest sequence is the log: a torn
 //! transaction leaves the one before it in force, and no write that needed the torn one was begun.
 
-use super::{ACTIVITY_LOG_BLOCKS, META_BLOCK};
+use super::{ACTIVITY_LOG_BLOCKS, META_BLOCK, checksum};
 use crate::limits::ACTIVITY_LOG_SLOTS;
 use crate::types::ReplicaId;
+use std::mem::offset_of;
 use zerocopy::byteorder::little_endian::{U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -60,13 +61,9 @@ impl Transaction {
     /// The transaction in a block, if the block verifies and belongs to `replica`.
     pub fn decode(bytes: &[u8], replica: ReplicaId) -> Option<Transaction> {
         let raw = RawLog::ref_from_bytes(bytes).ok()?;
-        let mut hash = crc32fast::Hasher::new();
-        hash.update(&bytes[..32]);
-        hash.update(&[0; 4]);
-        hash.update(&bytes[36..]);
         let good = raw.magic.get() == MAGIC
             && raw.replica.get() == replica.0
-            && raw.crc.get() == hash.finalize();
+            && raw.crc.get() == checksum(bytes, offset_of!(RawLog, crc));
         good.then(|| Transaction {
             sequence: raw.sequence.get(),
             extents: raw

@@ -9,9 +9,10 @@
 //! is not evicted before the bitmap block that covers it was written (see
 //! [`crate::node`]'s activity log).
 
-use super::META_BLOCK;
+use super::{META_BLOCK, checksum};
 use crate::limits::{BLOCK, EXTENT};
 use crate::types::{ByteRange, ReplicaId};
+use std::mem::offset_of;
 use zerocopy::byteorder::little_endian::{U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -234,14 +235,6 @@ impl Bitmap {
         encode_block(index, replica, &self.raw_bits(index))
     }
 
-    /// The write of metadata block `index` did not reach the disk.
-    pub fn save_failed(&mut self, index: u64) {
-        let block = index as usize;
-        if !std::mem::replace(&mut self.unsaved[block], true) {
-            self.unsaved_count += 1;
-        }
-    }
-
     /// The bits of metadata block `index`, as they cross the link; `None` if all are clean.
     pub fn export(&self, index: u64) -> Option<Vec<u8>> {
         (self.counts[index as usize] != 0).then(|| self.raw_bits(index))
@@ -312,14 +305,10 @@ pub fn encode_block(index: u64, replica: ReplicaId, bits: &[u8]) -> Vec<u8> {
 
 fn decode_block(index: u64, replica: ReplicaId, bytes: &[u8]) -> Option<&[u8; BITS_LEN]> {
     let raw = RawBlock::ref_from_bytes(bytes).ok()?;
-    let mut hash = crc32fast::Hasher::new();
-    hash.update(&bytes[..32]);
-    hash.update(&[0; 4]);
-    hash.update(&bytes[36..]);
     let good = raw.magic.get() == MAGIC
         && raw.replica.get() == replica.0
         && raw.index.get() == index
-        && raw.crc.get() == hash.finalize();
+        && raw.crc.get() == checksum(bytes, offset_of!(RawBlock, crc));
     good.then_some(&raw.bits)
 }
 

@@ -127,6 +127,15 @@ impl Layout {
     }
 }
 
+/// The CRC-32 of a metadata block, with the CRC's own field (at byte `crc_at`) taken as zero.
+fn checksum(bytes: &[u8], crc_at: usize) -> u32 {
+    let mut hash = crc32fast::Hasher::new();
+    hash.update(&bytes[..crc_at]);
+    hash.update(&[0; 4]);
+    hash.update(&bytes[crc_at + 4..]);
+    hash.finalize()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

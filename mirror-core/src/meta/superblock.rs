@@ -5,11 +5,14 @@
 //! [`Superblock`] is the newer of two parsed slots that fits the store it was found on. Only the
 //! second has anything a decision may use.
 
-use super::{Layout, META_BLOCK};
-use crate::limits::{
-    ACTIVITY_LOG_SLOTS, BLOCK, EXTENT, MAX_ANCESTRY, MAX_DATA_SIZE, MIN_DATA_SIZE,
+use super::{Layout, META_BLOCK, checksum};
+use crate::fields::{
+    MAX_COUNTER, NAME_LEN, RawGeneration, ancestry_field, holders_byte, name_field, parse_ancestry,
+    parse_flag, parse_holders, parse_name, plausible_size,
 };
-use crate::types::{ArbiterId, BootId, Generation, GenerationId, Holders, MirrorId, ReplicaId};
+use crate::limits::{ACTIVITY_LOG_SLOTS, BLOCK, EXTENT, MAX_ANCESTRY};
+use crate::types::{ArbiterId, BootId, Generation, Holders, MirrorId, ReplicaId};
+use std::mem::offset_of;
 use thiserror::Error;
 use zerocopy::byteorder::little_endian::{U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -18,9 +21,6 @@ const MAGIC: u64 = u64::from_le_bytes(*b"KGMSUPER");
 
 /// The format version this build writes and reads.
 pub const VERSION: u32 = 1;
-
-/// Bytes of a name field; names are at most one byte shorter.
-pub const NAME_LEN: usize = 64;
 
 /// What the disk's data may be taken for after everything volatile was lost.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -145,31 +145,6 @@ impl ParsedSlot {
     }
 }
 
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
-#[repr(C)]
-pub(crate) struct RawGeneration {
-    pub(crate) counter: U64,
-    id: U128,
-}
-
-impl From<Generation> for RawGeneration {
-    fn from(generation: Generation) -> RawGeneration {
-        RawGeneration {
-            counter: generation.counter.into(),
-            id: generation.id.0.into(),
-        }
-    }
-}
-
-impl From<RawGeneration> for Generation {
-    fn from(raw: RawGeneration) -> Generation {
-        Generation {
-            counter: raw.counter.get(),
-            id: GenerationId(raw.id.get()),
-        }
-    }
-}
-
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct RawSuperblock {
@@ -210,62 +185,7 @@ struct RawSuperblock {
 
 const RESERVED_LEN: usize = META_BLOCK as usize - 428 - MAX_ANCESTRY * 24;
 const _: () = assert!(size_of::<RawSuperblock>() == META_BLOCK as usize);
-const CRC_OFFSET: usize = 12;
-
-fn name_field(name: &str) -> [u8; NAME_LEN] {
-    let mut field = [0; NAME_LEN];
-    let len = name.len().min(NAME_LEN - 1);
-    field[..len].copy_from_slice(&name.as_bytes()[..len]);
-    field
-}
-
-fn parse_name(field: &[u8; NAME_LEN], what: &'static str) -> Result<String, SlotError> {
-    let len = field
-        .iter()
-        .position(|b| *b == 0)
-        .ok_or(SlotError::Field(what))?;
-    String::from_utf8(field[..len].to_vec()).map_err(|_| SlotError::Field(what))
-}
-
-fn parse_flag(byte: u8, what: &'static str) -> Result<bool, SlotError> {
-    match byte {
-        0 => Ok(false),
-        1 => Ok(true),
-        _ => Err(SlotError::Field(what)),
-    }
-}
-
-/// Whether a data area or mirrored device can be of this size, in bytes.
-pub(crate) fn plausible_size(size: u64) -> bool {
-    (MIN_DATA_SIZE..=MAX_DATA_SIZE).contains(&size) && size.is_multiple_of(BLOCK)
-}
-
-/// The highest sequence or generation counter that is believed: no life is long enough to count
-/// there, and counting on from it cannot overflow.
-pub(crate) const MAX_COUNTER: u64 = 1 << 62;
-
-/// How [`Holders`] is spelled on disk and on the link.
-pub(crate) fn holders_byte(holders: Holders) -> u8 {
-    match holders {
-        Holders::Nobody => 0,
-        Holders::Both => 1,
-        Holders::Sole => 2,
-        Holders::Widening => 3,
-        Holders::Peer => 4,
-    }
-}
-
-pub(crate) fn parse_holders(byte: u8) -> Option<Holders> {
-    [
-        Holders::Nobody,
-        Holders::Both,
-        Holders::Sole,
-        Holders::Widening,
-        Holders::Peer,
-    ]
-    .into_iter()
-    .find(|holders| holders_byte(*holders) == byte)
-}
+const CRC_OFFSET: usize = offset_of!(RawSuperblock, crc);
 
 /// How [`Trust`] is spelled on disk and on the link.
 pub(crate) fn trust_byte(trust: Trust) -> u8 {
@@ -284,14 +204,6 @@ pub(crate) fn parse_trust(byte: u8) -> Option<Trust> {
 
 fn is_newer(slot: &Result<ParsedSlot, SlotError>) -> bool {
     matches!(slot, Err(SlotError::Version(_)))
-}
-
-fn checksum(bytes: &[u8]) -> u32 {
-    let mut hash = crc32fast::Hasher::new();
-    hash.update(&bytes[..CRC_OFFSET]);
-    hash.update(&[0; 4]);
-    hash.update(&bytes[CRC_OFFSET + 4..]);
-    hash.finalize()
 }
 
 impl Superblock {
@@ -358,10 +270,6 @@ impl Superblock {
 
     /// The slot's bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut ancestry = [RawGeneration::from(Generation::UNBORN); MAX_ANCESTRY];
-        for (raw, generation) in ancestry.iter_mut().zip(&self.ancestry) {
-            *raw = (*generation).into();
-        }
         let proposal = self.proposal.map(|p| p.generation).unwrap_or_default();
         let mut raw = RawSuperblock {
             magic: MAGIC.into(),
@@ -395,10 +303,10 @@ impl Superblock {
             cluster: name_field(&self.cluster),
             mirror_name: name_field(&self.mirror_name),
             node: name_field(&self.node),
-            ancestry,
+            ancestry: ancestry_field(&self.ancestry),
             reserved: [0; RESERVED_LEN],
         };
-        raw.crc = checksum(raw.as_bytes()).into();
+        raw.crc = checksum(raw.as_bytes(), CRC_OFFSET).into();
         raw.as_bytes().to_vec()
     }
 
@@ -412,7 +320,7 @@ impl Superblock {
         if raw.magic.get() != MAGIC {
             return Err(SlotError::Absent);
         }
-        if checksum(bytes) != raw.crc.get() {
+        if checksum(bytes, CRC_OFFSET) != raw.crc.get() {
             return Err(SlotError::Checksum);
         }
         if raw.version.get() != VERSION {
@@ -433,10 +341,8 @@ impl Superblock {
         if raw.sequence.get() > MAX_COUNTER || raw.generation.counter.get() > MAX_COUNTER {
             return Err(SlotError::Field("counter"));
         }
-        let ancestry = raw
-            .ancestry
-            .get(..usize::from(raw.ancestry_len))
-            .ok_or(SlotError::Field("ancestry"))?;
+        let ancestry =
+            parse_ancestry(&raw.ancestry, raw.ancestry_len).ok_or(SlotError::Field("ancestry"))?;
         let proposal = match (Generation::from(raw.proposal), raw.proposal_holders) {
             (generation, 0) if generation.is_unborn() => None,
             (generation, holders) => Some(Proposal {
@@ -450,20 +356,20 @@ impl Superblock {
             replica: ReplicaId(raw.replica.get()),
             peer_replica: ReplicaId(raw.peer_replica.get()),
             arbiter: ArbiterId(raw.arbiter.get()),
-            cluster: parse_name(&raw.cluster, "cluster")?,
-            mirror_name: parse_name(&raw.mirror_name, "mirror name")?,
-            node: parse_name(&raw.node, "node")?,
+            cluster: parse_name(&raw.cluster).ok_or(SlotError::Field("cluster"))?,
+            mirror_name: parse_name(&raw.mirror_name).ok_or(SlotError::Field("mirror name"))?,
+            node: parse_name(&raw.node).ok_or(SlotError::Field("node"))?,
             data_size: raw.data_size.get(),
             mirror_size: raw.mirror_size.get(),
             trust: parse_trust(raw.trust).ok_or(SlotError::Field("trust"))?,
-            primary: parse_flag(raw.primary, "primary")?,
-            used: parse_flag(raw.used, "used")?,
-            all_dirty: parse_flag(raw.all_dirty, "all dirty")?,
+            primary: parse_flag(raw.primary).ok_or(SlotError::Field("primary"))?,
+            used: parse_flag(raw.used).ok_or(SlotError::Field("used"))?,
+            all_dirty: parse_flag(raw.all_dirty).ok_or(SlotError::Field("all dirty"))?,
             generation: raw.generation.into(),
             holders: parse_holders(raw.holders).ok_or(SlotError::Field("holders"))?,
             proposal,
             in_sync_boot: BootId(raw.in_sync_boot.get()),
-            ancestry: ancestry.iter().map(|raw| (*raw).into()).collect(),
+            ancestry,
             last_common: raw.last_common.into(),
             asynchronous: AsyncState {
                 budget_bytes: raw.async_budget_bytes.get(),
@@ -523,6 +429,7 @@ impl Superblock {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::types::GenerationId;
     use proptest::prelude::*;
 
     fn layout() -> Layout {
@@ -656,7 +563,7 @@ pub(crate) mod tests {
         }
         .encode();
         newer[8..12].copy_from_slice(&2u32.to_le_bytes());
-        let crc = checksum(&newer);
+        let crc = checksum(&newer, CRC_OFFSET);
         newer[12..16].copy_from_slice(&crc.to_le_bytes());
         let slots = [
             Superblock::parse(&sample().encode()),
@@ -731,7 +638,7 @@ pub(crate) mod tests {
             let _ = Superblock::parse(&bytes);
             bytes[..8].copy_from_slice(b"KGMSUPER");
             bytes[8..12].copy_from_slice(&1u32.to_le_bytes());
-            let crc = checksum(&bytes);
+            let crc = checksum(&bytes, CRC_OFFSET);
             bytes[12..16].copy_from_slice(&crc.to_le_bytes());
             let _ = Superblock::parse(&bytes);
         }

@@ -1,10 +1,11 @@
 //! The payloads of control frames: fixed layouts, read with every bound checked.
 
 use super::{FrameType, WireError};
-use crate::limits::MAX_ANCESTRY;
-use crate::meta::superblock::{
-    MAX_COUNTER, NAME_LEN, RawGeneration, holders_byte, parse_holders, plausible_size,
+use crate::fields::{
+    MAX_COUNTER, NAME_LEN, RawGeneration, ancestry_field, holders_byte, name_field, parse_ancestry,
+    parse_flag, parse_holders, parse_name, plausible_size,
 };
+use crate::limits::MAX_ANCESTRY;
 use crate::types::{ArbiterId, DiskState, Generation, Holders, MirrorId, ReplicaId, Role};
 use zerocopy::byteorder::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -126,44 +127,6 @@ fn parse_role(byte: u8) -> Option<Role> {
         .find(|role| role_byte(*role) == byte)
 }
 
-fn flag(byte: u8) -> Option<bool> {
-    match byte {
-        0 => Some(false),
-        1 => Some(true),
-        _ => None,
-    }
-}
-
-fn name_field(name: &str) -> [u8; NAME_LEN] {
-    let mut field = [0; NAME_LEN];
-    let len = name.len().min(NAME_LEN - 1);
-    field[..len].copy_from_slice(&name.as_bytes()[..len]);
-    field
-}
-
-fn name(field: &[u8; NAME_LEN]) -> Option<String> {
-    let len = field.iter().position(|byte| *byte == 0)?;
-    String::from_utf8(field[..len].to_vec()).ok()
-}
-
-fn ancestry_field(ancestry: &[Generation]) -> [RawGeneration; MAX_ANCESTRY] {
-    let mut field = [RawGeneration::from(Generation::UNBORN); MAX_ANCESTRY];
-    for (raw, generation) in field.iter_mut().zip(ancestry) {
-        *raw = (*generation).into();
-    }
-    field
-}
-
-fn ancestry(field: &[RawGeneration; MAX_ANCESTRY], len: u8) -> Option<Vec<Generation>> {
-    Some(
-        field
-            .get(..usize::from(len))?
-            .iter()
-            .map(|raw| (*raw).into())
-            .collect(),
-    )
-}
-
 impl Hello {
     /// The payload's bytes.
     pub fn encode(&self) -> Vec<u8> {
@@ -212,9 +175,9 @@ impl Hello {
             plausible.then_some(())?;
             Some(Hello {
                 versions: (raw.oldest_version.get(), raw.newest_version.get()),
-                cluster: name(&raw.cluster)?,
-                mirror_name: name(&raw.mirror_name)?,
-                node: name(&raw.node)?,
+                cluster: parse_name(&raw.cluster)?,
+                mirror_name: parse_name(&raw.mirror_name)?,
+                node: parse_name(&raw.node)?,
                 mirror: MirrorId(raw.mirror.get()),
                 replica: ReplicaId(raw.replica.get()),
                 peer_replica: ReplicaId(raw.peer_replica.get()),
@@ -222,14 +185,14 @@ impl Hello {
                 data_size: raw.data_size.get(),
                 mirror_size: raw.mirror_size.get(),
                 generation: raw.generation.into(),
-                ancestry: ancestry(&raw.ancestry, raw.ancestry_len)?,
+                ancestry: parse_ancestry(&raw.ancestry, raw.ancestry_len)?,
                 holders: parse_holders(raw.holders)?,
                 disk: parse_disk(raw.disk)?,
                 role: parse_role(raw.role)?,
-                was_primary: flag(raw.was_primary)?,
-                used: flag(raw.used)?,
-                stayed_up: flag(raw.stayed_up)?,
-                discard: flag(raw.discard)?,
+                was_primary: parse_flag(raw.was_primary)?,
+                used: parse_flag(raw.used)?,
+                stayed_up: parse_flag(raw.stayed_up)?,
+                discard: parse_flag(raw.discard)?,
                 dirty_bytes: raw.dirty_bytes.get(),
             })
         };
@@ -298,8 +261,8 @@ impl Lineage {
                 mirror: MirrorId(raw.mirror.get()),
                 mirror_size: raw.mirror_size.get(),
                 generation,
-                ancestry: ancestry(&raw.ancestry, raw.ancestry_len)?,
-                whole: flag(raw.whole)?,
+                ancestry: parse_ancestry(&raw.ancestry, raw.ancestry_len)?,
+                whole: parse_flag(raw.whole)?,
             })
         };
         lineage().ok_or(WireError::Malformed(kind))
@@ -341,7 +304,7 @@ impl PeerState {
             Some(PeerState {
                 role: parse_role(role)?,
                 disk: parse_disk(disk)?,
-                paused: flag(paused)?,
+                paused: parse_flag(paused)?,
             })
         };
         state().ok_or(WireError::Malformed(FrameType::State))
