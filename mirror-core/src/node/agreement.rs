@@ -11,7 +11,7 @@
 //! ```
 
 use super::Node;
-use super::boundary::{Body, Command, ConnectionId, Severity};
+use super::boundary::{Body, ConnectionId, Severity};
 use super::handshake::{Verdict, decide};
 use super::link::{AfterLoss, Link, Mode};
 use super::resync::{Copying, Resync};
@@ -473,13 +473,7 @@ impl Node {
     }
 
     /// Looks for the peer on an operator's word.
-    pub(super) fn connect_command(&mut self, what: Command) {
-        self.discard = matches!(
-            what,
-            Command::Connect {
-                discard_my_data: true
-            }
-        );
+    pub(super) fn search_anew(&mut self) {
         self.refusal = None;
         self.parted = None;
         self.met_peer = false;

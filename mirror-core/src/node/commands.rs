@@ -75,12 +75,17 @@ impl Node {
         }
         match what {
             Command::Primary(mode) => return self.primary_command(command, mode),
-            Command::Secondary => return self.demote_command(AfterDemote::Answer(command)),
+            Command::Secondary if self.role == Role::Primary => {
+                return self.demote_command(AfterDemote::Answer(command));
+            }
+            Command::Secondary => self.done(command, Vec::new()),
             Command::Down if self.role == Role::Primary => {
                 return self.demote_command(AfterDemote::Leave(command));
             }
             Command::Down => self.leave(command),
-            Command::Connect { .. } => self.connect_if_alone(command, what),
+            Command::Connect { discard_my_data } => {
+                self.connect_if_alone(command, discard_my_data);
+            }
             Command::Disconnect => self.disconnect_command(command),
             Command::Invalidate => self.invalidate_command(command),
             Command::PauseResync | Command::ResumeResync => {
@@ -280,12 +285,6 @@ impl Node {
     }
 
     fn demote_command(&mut self, then: AfterDemote) -> Looked {
-        if self.role != Role::Primary {
-            if let AfterDemote::Answer(command) = then {
-                self.done(command, Vec::new());
-            }
-            return Looked::Taken;
-        }
         if self.serving {
             self.serving = false;
             self.out.push(Action::Serve(false));
@@ -297,13 +296,7 @@ impl Node {
         Looked::Taken
     }
 
-    fn connect_if_alone(&mut self, command: CommandId, what: Command) {
-        let discard = matches!(
-            what,
-            Command::Connect {
-                discard_my_data: true
-            }
-        );
+    fn connect_if_alone(&mut self, command: CommandId, discard: bool) {
         if discard && self.role == Role::Primary {
             let text = format!(
                 "a Primary's data cannot be discarded; run `kagami secondary {}` first",
@@ -323,7 +316,8 @@ impl Node {
             if self.link.connection().is_some() {
                 self.lose_link("connecting anew", AfterLoss::Search);
             }
-            self.connect_command(what);
+            self.discard = discard;
+            self.search_anew();
         }
         self.done(command, Vec::new());
     }

@@ -411,7 +411,7 @@ impl Node {
             Purpose::ReadBitmap(first) => self.bitmap_read(first, &bytes),
             Purpose::Superblock => self.record_written(),
             Purpose::Log => self.log_written(),
-            Purpose::Bitmap(..) => self.bitmap_written(),
+            Purpose::Bitmap => self.bitmap_written(),
             _ => {}
         }
     }

@@ -45,8 +45,8 @@ pub(super) enum Purpose {
     Superblock,
     /// Metadata: an activity log transaction.
     Log,
-    /// Metadata: bitmap blocks from this one on, so many.
-    Bitmap(u64, u64),
+    /// Metadata: a run of bitmap blocks.
+    Bitmap,
 }
 
 /// The operations in flight.

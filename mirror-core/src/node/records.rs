@@ -98,7 +98,7 @@ impl Node {
                 bytes.extend(self.bitmap.save(end, self.record.replica));
                 end += 1;
             }
-            let op = self.ops.start(Purpose::Bitmap(first, end - first));
+            let op = self.ops.start(Purpose::Bitmap);
             self.saving += 1;
             let offset = self.layout.bitmap_block_offset(first);
             self.out.push(Action::MetaWrite { op, offset, bytes });

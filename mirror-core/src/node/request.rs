@@ -516,7 +516,7 @@ impl Node {
     /// A sole holder is the source of any resync, and what it writes meanwhile is dirty: its guests
     /// need not wait for a handshake, once its generation is used or the peer has accepted it.
     fn gate_closed(&self) -> bool {
-        self.transition.freezes_requests() || (self.link.is_agreeing() && !self.is_settled_source())
+        self.transition.changes_record() || (self.link.is_agreeing() && !self.is_settled_source())
     }
 
     /// Whether a handshake under way can have no other outcome than that this node is the source.
@@ -527,7 +527,7 @@ impl Node {
 
     /// Whether the record that [`Holders`] describes is durable and no change of it is under way.
     fn acts_by_right(&self) -> bool {
-        self.role == Role::Primary && !self.transition.withholds_acknowledgement()
+        self.role == Role::Primary && !self.transition.changes_record()
     }
 
     /// Whether a request waits for a peer that is not there, and a shrinking would help.

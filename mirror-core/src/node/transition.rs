@@ -162,15 +162,12 @@ impl Transition {
         waits.then_some(active.since)
     }
 
-    /// Whether guest requests wait before submission: this node's facts are about to change.
-    pub(super) fn freezes_requests(&self) -> bool {
+    /// Whether this node's record is about to change: no guest request is submitted, because what
+    /// the node said of itself would not hold, and none is acknowledged, because the right to do so
+    /// is being asked for.
+    pub(super) fn changes_record(&self) -> bool {
         let kind = self.active.as_ref().map(|active| &active.kind);
         matches!(kind, Some(Kind::Shrink { .. } | Kind::OfferSync { .. }))
-    }
-
-    /// Whether nothing may be acknowledged: the right to do so is being asked for.
-    pub(super) fn withholds_acknowledgement(&self) -> bool {
-        self.freezes_requests()
     }
 }
 
