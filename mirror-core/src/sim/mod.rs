@@ -157,8 +157,19 @@ pub struct Report {
     pub stats: Stats,
     /// A hash of everything that happened, in order.
     pub trace_hash: u64,
+    /// Whether the seed was seen to do the same twice.
+    pub runs: Runs,
     /// What went wrong, if anything.
     pub violation: Option<Violation>,
+}
+
+/// How often a seed was run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Runs {
+    /// Once.
+    Once,
+    /// A second time, and the two were compared.
+    Compared,
 }
 
 /// A rule that was broken.
@@ -202,9 +213,7 @@ pub fn run(seed: u64, trace: bool) -> Report {
     }
     let mut report = run_once(options(), drawn(), Mode::Hash).0;
     if seed.is_multiple_of(TWICE) {
-        let again = run_once(options(), drawn(), Mode::Hash).0;
-        let differs = report.difference(&again);
-        report.violation = report.violation.or(differs);
+        report.compare(&run_once(options(), drawn(), Mode::Hash).0);
     }
     match report.violation {
         // The same again, this time with words.
@@ -212,6 +221,7 @@ pub fn run(seed: u64, trace: bool) -> Report {
             let told = run_once(options(), drawn(), Mode::Keep).0;
             Report {
                 violation: told.violation.or(report.violation),
+                runs: report.runs,
                 ..told
             }
         }
@@ -266,6 +276,7 @@ fn run_cluster(mut cluster: Cluster) -> (Report, Source) {
         options,
         stats: cluster.stats,
         trace_hash: cluster.trace.hash(),
+        runs: Runs::Once,
         violation: cluster.violation.take().map(|problem| Violation {
             problem,
             last_lines: cluster.trace.last_lines(),
@@ -275,16 +286,18 @@ fn run_cluster(mut cluster: Cluster) -> (Report, Source) {
 }
 
 impl Report {
-    /// What is wrong if the same run ended in another way the second time.
-    fn difference(&self, again: &Report) -> Option<Violation> {
-        let same = (self.trace_hash, self.stats) == (again.trace_hash, again.stats);
-        (!same).then(|| Violation {
-            problem: format!(
-                "the seed does not replay: trace hash {:016x}, then {:016x}",
-                self.trace_hash, again.trace_hash
-            ),
-            last_lines: Vec::new(),
-        })
+    /// The same run again must have ended the same.
+    fn compare(&mut self, again: &Report) {
+        self.runs = Runs::Compared;
+        if (self.trace_hash, self.stats) != (again.trace_hash, again.stats) {
+            self.violation.get_or_insert(Violation {
+                problem: format!(
+                    "the seed does not replay: trace hash {:016x}, then {:016x}",
+                    self.trace_hash, again.trace_hash
+                ),
+                last_lines: Vec::new(),
+            });
+        }
     }
 }
 
@@ -384,13 +397,22 @@ mod tests {
     #[test]
     fn a_run_that_ends_differently_is_noticed() {
         let report = run(1, false);
-        assert!(report.difference(&report).is_none());
-        let mut other = report.clone();
-        other.trace_hash ^= 1;
-        assert!(report.difference(&other).is_some());
-        let mut other = report.clone();
-        other.stats.reads += 1;
-        assert!(report.difference(&other).is_some());
+        let compared = |change: &dyn Fn(&mut Report)| {
+            let (mut first, mut again) = (report.clone(), report.clone());
+            change(&mut again);
+            first.compare(&again);
+            assert_eq!(first.runs, Runs::Compared);
+            first.violation
+        };
+        assert!(compared(&|_| {}).is_none());
+        assert!(compared(&|again| again.trace_hash ^= 1).is_some());
+        assert!(compared(&|again| again.stats.reads += 1).is_some());
+    }
+
+    #[test]
+    fn one_seed_in_a_hundred_is_run_twice() {
+        assert_eq!(run(100, false).runs, Runs::Compared);
+        assert_eq!(run(101, false).runs, Runs::Once);
     }
 
     #[test]
