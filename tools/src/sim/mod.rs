@@ -45,7 +45,7 @@ pub struct SimArgs {
     #[arg(long, conflicts_with_all = ["seeds", "until_failure", "json", "shrink"])]
     trace: bool,
     /// If the seed breaks a rule, cut it down to a script of what that takes.
-    #[arg(long, requires = "seed")]
+    #[arg(long, conflicts_with_all = ["seeds", "until_failure", "replay"])]
     shrink: bool,
     /// Where the script of a violation goes [default: sim-seed-SEED.script].
     #[arg(long, value_name = "FILE", conflicts_with_all = ["seeds", "replay"])]
@@ -54,7 +54,7 @@ pub struct SimArgs {
     #[arg(long, default_value_t = 0, conflicts_with_all = ["seed", "replay"])]
     from: u64,
     /// Stop after so many minutes even if nothing failed.
-    #[arg(long, requires = "until_failure", value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    #[arg(long, conflicts_with_all = ["seed", "seeds", "replay"], value_parser = clap::value_parser!(u64).range(1..=100_000))]
     minutes: Option<u64>,
     /// Threads to run seeds on; as many as the machine has by default.
     #[arg(long, conflicts_with_all = ["seed", "replay"], value_parser = clap::value_parser!(u64).range(1..=1024))]
