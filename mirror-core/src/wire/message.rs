@@ -128,6 +128,12 @@ fn parse_role(byte: u8) -> Option<Role> {
 }
 
 impl Hello {
+    /// Whether the arbiter's register names this side as the sole holder of its generation, or of
+    /// one that this side alone went on from.
+    pub fn is_registered_sole(&self) -> bool {
+        self.holders == Holders::Sole && !self.arbiter.is_none()
+    }
+
     /// The payload's bytes.
     pub fn encode(&self) -> Vec<u8> {
         RawHello {
