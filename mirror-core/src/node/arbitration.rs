@@ -310,11 +310,15 @@ impl Node {
         let Some(active) = self.transition.active.take() else {
             return;
         };
+        if active.kind == Kind::Widen && value.is_some() {
+            // Taken away by force.
+            self.record.holders = Holders::Peer;
+        }
         self.drop_proposal();
         let mirror = &self.config.mirror;
+        let first = self.record.generation.is_unborn();
         let text = match value {
-            Some(_) if matches!(&active.kind, Kind::PromoteAlone { mode, .. } if mode.is_initial()) =>
-            {
+            Some(_) if first => {
                 format!("the arbiter has a record of {mirror}: it was initialised before")
             }
             Some(_) => format!(
@@ -330,7 +334,7 @@ impl Node {
         };
         self.refuse_kind(active.kind, ErrorId::RightDenied, &text);
         let Some(value) = value else { return };
-        if !value.names(self.record.replica) {
+        if !first {
             self.lost_right(value.generation);
         }
         if self.link.is_agreeing() {

@@ -425,6 +425,10 @@ impl Node {
         let late = self.now.since(self.heartbeat_due);
         self.heartbeat_due = self.now.after(interval);
         self.timers.set(Timer::Heartbeat, self.heartbeat_due);
+        if late > self.config.lease / 4 {
+            // As below: the peer's lease may be waiting to be read.
+            self.begin_leasing();
+        }
         let oldest = self.oldest_wait_for_peer();
         let Some(session) = self.link.session_mut() else {
             return;
