@@ -12,7 +12,7 @@ use mirror_core::node::boundary::{
     Payload, RequestId,
 };
 use mirror_core::node::{MetadataPlace, Node, NodeConfig};
-use mirror_core::types::{BootId, ByteRange, ReplicaId, Time};
+use mirror_core::types::{ArbiterId, BootId, ByteRange, ReplicaId, Time};
 use mirror_core::wire::message::{Goodbye, Hello, Lineage, PeerState};
 use mirror_core::wire::{FrameType, Header, PayloadKind};
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -104,6 +104,8 @@ impl Host {
             peer: peer.into(),
             metadata: MetadataPlace::External,
             stall_timeout: Duration::from_secs(2),
+            arbiter: ArbiterId::NONE,
+            lease: Duration::from_secs(1),
         };
         Host {
             node: Node::new(config.clone(), ids(&config, 0)),
@@ -407,6 +409,7 @@ impl Host {
                 assert!(!self.detached, "detached twice");
                 self.detached = true;
             }
+            Action::AskArbiter { .. } => panic!("a node without an arbiter asks one"),
             Action::Event(event) => crate::assert_harmless(&event.text),
         }
     }
