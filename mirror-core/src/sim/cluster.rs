@@ -1,6 +1,7 @@
 //! The world: a virtual clock, the event queue, and the parts that events are handed to.
 
 use super::Stats;
+use super::arbiter::{Arbiter, Asker, Message};
 use super::checker::Checker;
 use super::client::Client;
 use super::differences::Differences;
@@ -38,6 +39,11 @@ pub(super) enum Event {
         at: Time,
     },
     Network(NetworkEvent),
+    Arbiter {
+        asker: Asker,
+        epoch: u32,
+        message: Message,
+    },
     Start {
         host: usize,
     },
@@ -99,6 +105,7 @@ pub(super) struct Cluster {
     pub phase: Phase,
     pub hosts: [Host; 2],
     pub network: Network,
+    pub arbiter: Arbiter,
     pub client: Client,
     pub operator: Operator,
     pub checker: Checker,
@@ -126,6 +133,7 @@ impl Cluster {
         let hosts = [0, 1].map(|index| Host::new(&options, index, rng.fork()));
         let max_delay = options.network_delay.as_nanos() as u64;
         let network = Network::new(options.initiator, max_delay, rng.fork());
+        let arbiter = Arbiter::new(max_delay, rng.fork());
         let client = Client::new(&options, rng.fork());
         let blank: Blank = options.blank(options.first_primary);
         let sectors = options.layout().data_size / SECTOR;
@@ -134,6 +142,7 @@ impl Cluster {
             phase: Phase::Setup,
             hosts,
             network,
+            arbiter,
             client,
             operator: Operator::new(rng.fork()),
             checker: Checker::new(sectors, Box::new(move |sector| blank.sector(sector))),
@@ -190,6 +199,11 @@ impl Cluster {
                     self.heard(host, heard);
                 }
             }
+            Event::Arbiter {
+                asker,
+                epoch,
+                message,
+            } => self.arbiter_hears(asker, epoch, message),
             Event::Start { host } => self.start(host),
             Event::Client => self.client_step(),
             Event::Operator => self.operator_step(),
@@ -215,6 +229,7 @@ impl Cluster {
             Event::Watch => (13, 0),
             Event::Listed => (14, 0),
             Event::Verify => (15, 0),
+            Event::Arbiter { asker, .. } => (16 + asker.host as u64, asker.ask.0),
         };
         self.trace.fold(self.now.0);
         self.trace.fold(kind << 56 ^ detail);

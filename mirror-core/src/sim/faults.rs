@@ -1,6 +1,7 @@
 //! What goes wrong: crashes, power losses, cuts, stalls and slow disks, at random.
 
 use super::cluster::{Cluster, Event, Phase};
+use super::options::Arbitration;
 use super::split_brain::SplitBrain;
 use super::stimulus::Stimulus;
 use crate::types::{BootId, Time};
@@ -32,6 +33,15 @@ impl Cluster {
             return;
         }
         let h = self.whims.usize(0..2);
+        if self.options.is_arbitrated() && self.whims.u8(0..4) == 0 {
+            self.draw_arbiter_fault(h);
+            if self.whims.bool() {
+                return self.next_fault();
+            }
+            // On top of it comes another, close in time.
+            let soon = self.whims.u64(0..500) * MILLISECOND;
+            return self.schedule(soon, Event::Fault);
+        }
         match self.whims.u8(0..16) {
             0..3 => self.draw_crash(h, Crash::Process),
             3..5 => self.draw_crash(h, Crash::Power),
@@ -60,6 +70,50 @@ impl Cluster {
             }
         }
         self.next_fault();
+    }
+
+    fn draw_arbiter_fault(&mut self, host: usize) {
+        let span = draw_millis(&mut self.whims, 50..4000);
+        match self.whims.u8(0..6) {
+            0 | 1 => self.stimulate(Stimulus::PartArbiter { host, span }),
+            2 => {
+                self.stimulate(Stimulus::PartArbiter { host: 0, span });
+                self.stimulate(Stimulus::PartArbiter { host: 1, span });
+            }
+            3 | 4 => self.stimulate(Stimulus::LagArbiter { span }),
+            _ if self.options.arbitration == Arbitration::Wiped => {
+                self.stimulate(Stimulus::WipeArbiter);
+            }
+            _ => self.stimulate(Stimulus::RestartArbiter),
+        }
+    }
+
+    /// Parts a host from the arbiter.
+    pub fn part_arbiter(&mut self, h: usize, span: Duration) {
+        self.stats.faults.arbiter += 1;
+        self.tell(h, "cannot reach the arbiter");
+        self.arbiter.part(self.now, h, span.as_nanos() as u64);
+    }
+
+    /// Slows the arbiter down.
+    pub fn lag_arbiter(&mut self, span: Duration) {
+        self.stats.faults.arbiter += 1;
+        self.tell(0, "and b find the arbiter slow");
+        self.arbiter.lag(self.now, span.as_nanos() as u64);
+    }
+
+    /// Lets the arbiter forget everything.
+    pub fn wipe_arbiter(&mut self) {
+        self.stats.faults.arbiter += 1;
+        self.tell(0, "and b have an arbiter that forgot everything");
+        self.arbiter.wipe();
+    }
+
+    /// Restarts the arbiter.
+    pub fn restart_arbiter(&mut self) {
+        self.stats.faults.arbiter += 1;
+        self.tell(0, "and b have an arbiter that restarts");
+        self.arbiter.restart(self.now);
     }
 
     pub fn next_fault(&mut self) {
@@ -163,6 +217,7 @@ impl Cluster {
     pub fn heal_faults(&mut self) {
         self.network.heal(&mut self.later);
         self.flush_network();
+        self.arbiter.heal(self.now);
         for h in 0..2 {
             self.hosts[h].slow_until = Time(0);
             if self.hosts[h].process.is_none() {

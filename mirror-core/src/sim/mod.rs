@@ -3,14 +3,15 @@
 //!
 //! The code under test is exactly the shipping core: [`crate::node::Node`] behind its boundary,
 //! driven as the daemon drives it. Each part of the world documents the faults it can have: disks
-//! in `disk.rs`, the link in `network.rs`, machines and daemons in `faults.rs`. What is right is
-//! decided by two parts that know nothing of a node's insides: `checker.rs` (what a guest may see)
+//! in `disk.rs`, the link in `network.rs`, the arbiter in `arbiter.rs`, machines and daemons in
+//! `faults.rs`. What is right is decided by two parts that know nothing of a node's insides: `checker.rs` (what a guest may see)
 //! and `invariants.rs` (what must hold across the two disks).
 //!
 //! What is done to the cluster passes one point (`stimulus.rs`), so that a run can be recorded, run
 //! again from the list (`recording.rs`), and cut down to what it takes to break a rule
 //! (`shrink.rs`).
 
+mod arbiter;
 mod buffers;
 mod checker;
 mod client;
@@ -31,7 +32,7 @@ mod stimulus;
 mod text;
 mod trace;
 
-pub use options::{Beginning, Options, Scenario};
+pub use options::{Arbitration, Beginning, Options, Scenario};
 pub use recording::{Recording, ScriptError};
 pub use shrink::{Shrunk, shrink};
 
@@ -138,6 +139,8 @@ pub struct Faults {
     pub stalls: u64,
     /// Disks slowed down.
     pub slow: u64,
+    /// Faults of the arbiter, or of a way to it.
+    pub arbiter: u64,
 }
 }
 

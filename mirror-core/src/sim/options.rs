@@ -1,9 +1,11 @@
 //! Everything a seed decides.
 
+use super::arbiter::ARBITER;
 use super::disk::Blank;
 use super::text::Text;
 use crate::meta::Layout;
 use crate::node::MetadataPlace;
+use crate::types::ArbiterId;
 use std::fmt;
 use std::time::Duration;
 
@@ -23,6 +25,17 @@ pub enum Beginning {
     FullSync,
     /// Both disks are blank; `primary --initial --assume-clean`.
     AssumeClean,
+}
+
+/// Whether the mirror has an arbiter.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Arbitration {
+    /// None: the operator decides after a loss.
+    Unarbitrated,
+    /// One that forgets nothing.
+    Arbitrated,
+    /// One that forgets everything in the middle of the story.
+    Wiped,
 }
 
 /// Declares the options with a list of them, so that each is printed, read and set by its name.
@@ -62,6 +75,8 @@ pub struct Options {
     pub metadata: MetadataPlace,
     pub store_size: u64,
     pub stall_timeout: Duration,
+    pub arbitration: Arbitration,
+    pub lease: Duration,
     pub disk_latency: Duration,
     pub disk_spikes: bool,
     pub network_delay: Duration,
@@ -110,13 +125,19 @@ impl Options {
         }
         // A link or disk whose ordinary delays are beyond the timeout would never connect at all.
         let least = (network_delay * 100).max(disk_latency * 60);
+        let (scenario, arbitration) = match rng.u8(0..20) {
+            0 | 1 => (Scenario::InsaneOperator, Arbitration::Unarbitrated),
+            2..7 => (Scenario::SaneOperator, Arbitration::Unarbitrated),
+            7 => (Scenario::SaneOperator, Arbitration::Wiped),
+            _ => (Scenario::SaneOperator, Arbitration::Arbitrated),
+        };
+        let lease = Duration::from_millis(pick(&mut rng, &[200, 1000, 3000]));
         Options {
             seed,
             luck: 0,
-            scenario: match rng.u8(0..10) {
-                0 => Scenario::InsaneOperator,
-                _ => Scenario::SaneOperator,
-            },
+            scenario,
+            arbitration,
+            lease: lease.max(network_delay * 100),
             beginning,
             metadata: match rng.bool() {
                 true => MetadataPlace::Internal,
@@ -169,6 +190,7 @@ impl Options {
     fn check(&self) -> Result<(), String> {
         let least = Duration::from_micros(1);
         let spans = [
+            self.lease,
             self.stall_timeout,
             self.disk_latency,
             self.network_delay,
@@ -198,6 +220,19 @@ impl Options {
         } else {
             Ok(())
         }
+    }
+
+    /// Whom the mirror's record is kept with.
+    pub(super) fn arbiter(&self) -> ArbiterId {
+        match self.arbitration {
+            Arbitration::Unarbitrated => ArbiterId::NONE,
+            Arbitration::Arbitrated | Arbitration::Wiped => ARBITER,
+        }
+    }
+
+    /// Whether it is the arbiter who decides after a loss, and not the operator.
+    pub(super) fn is_arbitrated(&self) -> bool {
+        self.arbitration != Arbitration::Unarbitrated
     }
 
     /// What the disk of `host` holds before the mirror's life.

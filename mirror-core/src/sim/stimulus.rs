@@ -29,6 +29,14 @@ pub(super) enum Stimulus {
     Silence { host: usize, span: Duration },
     /// The disk of a host is slow for `span`.
     SlowDisk { host: usize, span: Duration },
+    /// A host cannot reach the arbiter for `span`.
+    PartArbiter { host: usize, span: Duration },
+    /// The arbiter is slow for `span`.
+    LagArbiter { span: Duration },
+    /// The arbiter forgets everything.
+    WipeArbiter,
+    /// The arbiter restarts.
+    RestartArbiter,
     /// An operator's command.
     Command { host: usize, what: Command },
     /// A guest's request to whoever serves.
@@ -76,6 +84,10 @@ impl Cluster {
             Stimulus::Cut { outage } => self.cut(outage),
             Stimulus::Silence { host, span } => self.silence(host, span),
             Stimulus::SlowDisk { host, span } => self.slow_disk(host, span),
+            Stimulus::PartArbiter { host, span } => self.part_arbiter(host, span),
+            Stimulus::LagArbiter { span } => self.lag_arbiter(span),
+            Stimulus::WipeArbiter => self.wipe_arbiter(),
+            Stimulus::RestartArbiter => self.restart_arbiter(),
             Stimulus::Command { host, what } => {
                 self.sample_custody();
                 self.command(host, what);
@@ -100,6 +112,12 @@ impl fmt::Display for Stimulus {
             Stimulus::SlowDisk { host, span } => {
                 write!(f, "{} has-slow-disk for {}", NAMES[*host], span.to_text())
             }
+            Stimulus::PartArbiter { host, span } => {
+                write!(f, "{} has-no-arbiter for {}", NAMES[*host], span.to_text())
+            }
+            Stimulus::LagArbiter { span } => write!(f, "arbiter slow {}", span.to_text()),
+            Stimulus::WipeArbiter => f.write_str("arbiter wiped"),
+            Stimulus::RestartArbiter => f.write_str("arbiter restarts"),
             Stimulus::Command { host, what } => {
                 write!(f, "operator {} {}", NAMES[*host], one_of(COMMANDS, what))
             }
@@ -142,6 +160,11 @@ impl Stimulus {
             ["cut", outage] => Ok(Stimulus::Cut {
                 outage: Duration::from_text(outage)?,
             }),
+            ["arbiter", "slow", span] => Ok(Stimulus::LagArbiter {
+                span: Duration::from_text(span)?,
+            }),
+            ["arbiter", "wiped"] => Ok(Stimulus::WipeArbiter),
+            ["arbiter", "restarts"] => Ok(Stimulus::RestartArbiter),
             ["guest", ask @ ..] => parse_ask(ask).map(Stimulus::Guest),
             ["operator", host, what @ ..] => Ok(Stimulus::Command {
                 host: parse_host(host)?,
@@ -151,6 +174,7 @@ impl Stimulus {
                 let (host, span) = (parse_host(host)?, Duration::from_text(span)?);
                 match *what {
                     "is-silent" => Ok(Stimulus::Silence { host, span }),
+                    "has-no-arbiter" => Ok(Stimulus::PartArbiter { host, span }),
                     "has-slow-disk" => Ok(Stimulus::SlowDisk { host, span }),
                     _ => Ok(Stimulus::Crash {
                         host,
@@ -179,8 +203,17 @@ impl Stimulus {
             Stimulus::SlowDisk { host, span } => {
                 found.extend(shorter(span).map(|span| Stimulus::SlowDisk { host, span }));
             }
+            Stimulus::PartArbiter { host, span } => {
+                found.extend(shorter(span).map(|span| Stimulus::PartArbiter { host, span }));
+            }
+            Stimulus::LagArbiter { span } => {
+                found.extend(shorter(span).map(|span| Stimulus::LagArbiter { span }));
+            }
             Stimulus::Guest(ask) => found.extend(ask.simpler().map(Stimulus::Guest)),
-            Stimulus::Command { .. } | Stimulus::Calm => {}
+            Stimulus::WipeArbiter
+            | Stimulus::RestartArbiter
+            | Stimulus::Command { .. }
+            | Stimulus::Calm => {}
         }
         found.retain(|candidate| *candidate != self);
         found

@@ -54,6 +54,10 @@ fn stimulus() -> impl Strategy<Value = Stimulus> {
         (0..2usize, span()).prop_map(|(host, span)| Stimulus::Silence { host, span }),
         (0..2usize, span()).prop_map(|(host, span)| Stimulus::SlowDisk { host, span }),
         (0..2usize, command()).prop_map(|(host, what)| Stimulus::Command { host, what }),
+        (0..2usize, span()).prop_map(|(host, span)| Stimulus::PartArbiter { host, span }),
+        span().prop_map(|span| Stimulus::LagArbiter { span }),
+        Just(Stimulus::WipeArbiter),
+        Just(Stimulus::RestartArbiter),
         ask().prop_map(Stimulus::Guest),
     ]
 }
