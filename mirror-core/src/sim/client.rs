@@ -29,6 +29,16 @@ enum Asked {
     },
 }
 
+/// What a write puts into its range.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Content {
+    /// Stamps that name the write.
+    Stamps,
+    Zeroes {
+        may_unmap: bool,
+    },
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Pending {
     host: usize,
@@ -166,8 +176,7 @@ impl Cluster {
         let fua = self.client.rng.u32(0..100) < self.options.fua_percent;
         let (reads, zeroes) = (self.options.read_percent, self.options.zero_percent);
         if dice < self.options.flush_percent {
-            let at = self.checker.flush_asked();
-            self.ask(host, Asked::Flush { at }, GuestOperation::Flush);
+            self.flush(host);
         } else if dice < self.options.flush_percent + reads {
             let (start, count) = self.client.range(256);
             self.read(host, start, count);
@@ -185,14 +194,16 @@ impl Cluster {
                     .u64(1..=most)
                     .min(self.client.sectors - start);
             }
-            self.write(host, start, count, fua, true);
+            let may_unmap = self.client.rng.bool();
+            self.write(host, start, count, fua, Content::Zeroes { may_unmap });
         } else {
             let (start, count) = self.client.range(2048);
-            self.write(host, start, count, fua, false);
+            self.write(host, start, count, fua, Content::Stamps);
         }
     }
 
-    fn read(&mut self, host: usize, start: u64, count: u64) {
+    /// Asks for a read.
+    pub fn read(&mut self, host: usize, start: u64, count: u64) {
         let at = self.checker.read_asked();
         let range = ByteRange::new(start * SECTOR, count * SECTOR);
         self.ask(
@@ -202,12 +213,18 @@ impl Cluster {
         );
     }
 
-    fn write(&mut self, host: usize, start: u64, count: u64, fua: bool, zero: bool) {
+    /// Asks for a flush.
+    pub fn flush(&mut self, host: usize) {
+        let at = self.checker.flush_asked();
+        self.ask(host, Asked::Flush { at }, GuestOperation::Flush);
+    }
+
+    /// Asks for a write.
+    pub fn write(&mut self, host: usize, start: u64, count: u64, fua: bool, content: Content) {
         self.client.next_write += 1;
         let number = self.client.next_write;
         let range = ByteRange::new(start * SECTOR, count * SECTOR);
-        let operation = if zero {
-            let may_unmap = self.client.rng.bool();
+        let operation = if let Content::Zeroes { may_unmap } = content {
             let zeroes = (0..count).map(|_| 0);
             self.checker.write_asked(number, start, zeroes);
             GuestOperation::Zero {
@@ -384,7 +401,8 @@ impl Cluster {
         self.client.verify = ranges;
     }
 
-    fn verify_some(&mut self) {
+    /// Keeps reading back; ends the run when everything was read.
+    pub fn verify_some(&mut self) {
         while self.client.pending.len() < 32 {
             let Some((start, count)) = self.client.verify.pop() else {
                 if self.client.pending.is_empty() {

@@ -1,6 +1,7 @@
 //! What goes wrong: crashes, power losses, cuts, stalls and slow disks, at random.
 
 use super::cluster::{Cluster, Event, Phase};
+use super::options::Chance;
 use super::split_brain::SplitBrain;
 use crate::types::{BootId, Time};
 use std::time::Duration;
@@ -127,7 +128,8 @@ impl Cluster {
 
     /// Plans the start of a daemon that is down.
     pub fn start_later(&mut self, h: usize) {
-        if !self.hosts[h].starting {
+        // In an enumerated case a daemon starts when the case says so.
+        if !self.hosts[h].starting && self.options.chance == Chance::Drawn {
             self.hosts[h].starting = true;
             let delay = match self.rng.u8(0..3) {
                 0 => self.rng.u64(1..100),

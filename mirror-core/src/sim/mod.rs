@@ -13,6 +13,7 @@ mod client;
 mod cluster;
 mod disk;
 mod driver;
+pub mod exhaustive;
 mod faults;
 mod host;
 mod invariants;
@@ -121,14 +122,7 @@ pub fn run(seed: u64, trace: bool) -> Report {
 fn run_once(seed: u64, mode: Mode) -> Report {
     let options = Options::derive(seed);
     let mut cluster = Cluster::new(options.clone(), Trace::new(mode));
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| cluster.run())) {
-        let text = panic
-            .downcast_ref::<String>()
-            .cloned()
-            .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
-            .unwrap_or_default();
-        cluster.fail(format!("panic: {text}"));
-    }
+    guarded(&mut cluster, Cluster::run);
     Report {
         options,
         stats: cluster.stats,
@@ -137,6 +131,18 @@ fn run_once(seed: u64, mode: Mode) -> Report {
             problem,
             last_lines: cluster.trace.last_lines(),
         }),
+    }
+}
+
+/// Does something to a world; a panic is a violation.
+fn guarded(cluster: &mut Cluster, work: impl FnOnce(&mut Cluster)) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(cluster))) {
+        let text = panic
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+            .unwrap_or_default();
+        cluster.fail(format!("panic: {text}"));
     }
 }
 

@@ -24,11 +24,21 @@ pub enum Beginning {
     AssumeClean,
 }
 
+/// What decides how long things take and how they end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Chance {
+    /// The seed.
+    Drawn,
+    /// Nothing: every delay is the same, and a link breaks for both ends at once.
+    Fixed,
+}
+
 /// What a seed derives.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)] // The names are the documentation; they are printed with a report.
 pub struct Options {
     pub seed: u64,
+    pub chance: Chance,
     pub scenario: Scenario,
     pub beginning: Beginning,
     pub metadata: MetadataPlace,
@@ -83,6 +93,7 @@ impl Options {
         let least = (network_delay * 100).max(disk_latency * 60);
         Options {
             seed,
+            chance: Chance::Drawn,
             scenario: match rng.u8(0..10) {
                 0 => Scenario::InsaneOperator,
                 _ => Scenario::SaneOperator,
@@ -111,6 +122,36 @@ impl Options {
             fault_gap: Duration::from_millis(pick(&mut rng, &[300, 1000, 3000, 8000]))
                 .min(storm / 5),
             operator_gap: Duration::from_millis(pick(&mut rng, &[300, 1000, 5000])),
+        }
+    }
+
+    /// The world of the enumerated cases (`exhaustive.rs`): nothing happens that a case does not
+    /// name, and everything is fast.
+    pub(super) fn fixed(store_size: u64) -> Options {
+        Options {
+            seed: 0,
+            chance: Chance::Fixed,
+            scenario: Scenario::SaneOperator,
+            beginning: Beginning::AssumeClean,
+            metadata: MetadataPlace::External,
+            store_size,
+            stall_timeout: Duration::from_secs(2),
+            disk_latency: Duration::from_micros(10),
+            disk_spikes: false,
+            network_delay: Duration::from_micros(10),
+            initiator: 0,
+            first_primary: 0,
+            requests: 0,
+            depth: 0,
+            think: Duration::ZERO,
+            hot_ranges: 0,
+            read_percent: 0,
+            zero_percent: 0,
+            fua_percent: 0,
+            flush_percent: 0,
+            storm: Duration::ZERO,
+            fault_gap: Duration::ZERO,
+            operator_gap: Duration::ZERO,
         }
     }
 
