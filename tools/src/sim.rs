@@ -1,8 +1,11 @@
 //! `kagami sim`: the simulator's front.
 
+mod exhaustive;
+
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use mirror_core::error::{ErrorId, Refusal};
+use mirror_core::sim::exhaustive::Case;
 use mirror_core::sim::{self, Report};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,22 +20,42 @@ use std::time::{Duration, Instant};
 #[command(after_help = "Examples:
   kagami sim --seeds 2000              many runs, on all processors; ends with 1 at a violation
   kagami sim --seed 17                 one run, and what the seed derived
-  kagami sim --seed 17 --trace         everything that happens in it")]
+  kagami sim --seed 17 --trace         everything that happens in it
+  kagami sim --exhaustive              every small case, a crash after every action
+  kagami sim --exhaustive-case 'write,disconnect/crash a@7/keep none' --trace")]
 pub struct SimArgs {
     /// Run this seed and say what it derived.
-    #[arg(long, conflicts_with = "seeds")]
+    #[arg(long, group = "single")]
     seed: Option<u64>,
     /// Print everything that happens.
-    #[arg(long, requires = "seed")]
+    #[arg(long, requires = "single")]
     trace: bool,
     /// Run this many seeds.
-    #[arg(long, required_unless_present = "seed")]
+    #[arg(
+        long,
+        group = "many",
+        required_unless_present_any = ["single", "exhaustive"],
+        conflicts_with = "single"
+    )]
     seeds: Option<u64>,
-    /// The first of them.
-    #[arg(long, default_value_t = 0, requires = "seeds")]
+    /// Run every sequence of a few operations, with a crash after every action of either node.
+    #[arg(long, group = "many", conflicts_with = "single")]
+    exhaustive: bool,
+    /// Operations in the longest of them.
+    #[arg(long, default_value_t = 2, requires = "exhaustive",
+          value_parser = clap::value_parser!(u8).range(1..=3))]
+    operations: u8,
+    /// Run only this many of the sequences.
+    #[arg(long, requires = "exhaustive")]
+    sequences: Option<usize>,
+    /// Run one case of them, by the name a violation gives.
+    #[arg(long, value_name = "NAME", group = "single")]
+    exhaustive_case: Option<Case>,
+    /// The first of the seeds or sequences.
+    #[arg(long, default_value_t = 0, requires = "many")]
     from: u64,
     /// Threads to run them on; as many as the machine has by default.
-    #[arg(long, requires = "seeds")]
+    #[arg(long, requires = "many")]
     threads: Option<usize>,
 }
 
@@ -64,9 +87,11 @@ impl Totals {
 
 /// Carries out the verb; fails when a violation was found.
 pub fn run(args: &SimArgs) -> Result<(), Refusal> {
-    match args.seed {
-        Some(seed) => run_one(seed, args.trace),
-        None => run_many(args),
+    match (args.seed, &args.exhaustive_case) {
+        (Some(seed), _) => run_one(seed, args.trace),
+        (_, Some(case)) => exhaustive::run_case(case, args.trace),
+        _ if args.exhaustive => exhaustive::run_all(args),
+        _ => run_many(args),
     }
 }
 
@@ -78,9 +103,7 @@ fn run_one(seed: u64, trace: bool) -> Result<(), Refusal> {
 
 fn run_many(args: &SimArgs) -> Result<(), Refusal> {
     let seeds = args.seeds.unwrap_or(1);
-    let threads = args
-        .threads
-        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |count| count.get()));
+    let threads = threads_or_all(args.threads);
     let bar = ProgressBar::new(seeds);
     if let Ok(style) =
         ProgressStyle::with_template("{bar:40} {pos}/{len} seeds, {per_sec}, ETA {eta}")
@@ -116,6 +139,10 @@ fn run_many(args: &SimArgs) -> Result<(), Refusal> {
     let totals = totals.into_inner().unwrap_or_default();
     summarise(&totals, started.elapsed());
     verdict(totals.violations.len())
+}
+
+fn threads_or_all(wanted: Option<usize>) -> usize {
+    wanted.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |count| count.get()))
 }
 
 fn summarise(totals: &Totals, wall: Duration) {
