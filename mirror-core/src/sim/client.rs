@@ -238,6 +238,11 @@ impl Cluster {
         let (Some(host), false) = (self.serving_host(), self.client.held) else {
             return;
         };
+        self.ask_of(host, ask);
+    }
+
+    /// A guest's request to this node.
+    pub fn ask_of(&mut self, host: usize, ask: Ask) {
         self.stats.requests += 1;
         match ask {
             Ask::Read { start, count } => self.read(host, start, count),
@@ -281,7 +286,8 @@ impl Cluster {
         }
     }
 
-    fn read(&mut self, host: usize, start: u64, count: u64) {
+    /// Asks for a read.
+    pub fn read(&mut self, host: usize, start: u64, count: u64) {
         let at = self.checker.read_asked();
         let range = ByteRange::new(start * SECTOR, count * SECTOR);
         self.ask(

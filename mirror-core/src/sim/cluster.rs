@@ -6,6 +6,7 @@ use super::checker::Checker;
 use super::client::Client;
 use super::differences::Differences;
 use super::disk::Blank;
+use super::exhaustive::Enumerated;
 use super::host::{Host, NAMES};
 use super::invariants::Custody;
 use super::network::{Later, Network, NetworkEvent};
@@ -120,6 +121,8 @@ pub(super) struct Cluster {
     pub differences: Differences,
     #[cfg(test)]
     pub sabotage: super::driver::Sabotage,
+    /// Of a run that is one case of an enumeration.
+    pub enumerated: Enumerated,
     /// Reused between calls.
     pub actions: Actions,
     pub later: Later,
@@ -132,7 +135,7 @@ impl Cluster {
         let mut rng = options.rng();
         let hosts = [0, 1].map(|index| Host::new(&options, index, rng.fork()));
         let max_delay = options.network_delay.as_nanos() as u64;
-        let network = Network::new(options.initiator, max_delay, rng.fork());
+        let network = Network::new(options.initiator, options.chance, max_delay, rng.fork());
         let arbiter = Arbiter::new(max_delay, rng.fork());
         let client = Client::new(&options, rng.fork());
         let blank: Blank = options.blank(options.first_primary);
@@ -156,6 +159,7 @@ impl Cluster {
             differences: Differences::default(),
             #[cfg(test)]
             sabotage: super::driver::Sabotage::None,
+            enumerated: Enumerated::default(),
             actions: Vec::new(),
             later: Vec::new(),
             queue: BinaryHeap::new(),
@@ -173,19 +177,28 @@ impl Cluster {
         self.schedule(1, Event::Operator);
         self.schedule(1, Event::Watch);
         while self.violation.is_none() && self.phase != Phase::Over {
-            let Some(Reverse(next)) = self.queue.pop() else {
-                self.fail("nothing is left to happen".to_owned());
-                break;
-            };
-            self.now = next.at;
-            self.stats.events += 1;
-            if self.stats.events > MOST_EVENTS {
-                self.fail(format!("no end after {MOST_EVENTS} events"));
-            }
-            self.fold(next.event);
-            self.happen(next.event);
+            self.step();
         }
         self.stats.virtual_time = self.now.since(BEGINNING);
+    }
+
+    /// Lets the next event happen.
+    pub fn step(&mut self) {
+        let Some(Reverse(next)) = self.queue.pop() else {
+            return self.fail("nothing is left to happen".to_owned());
+        };
+        self.now = next.at;
+        self.stats.events += 1;
+        if self.stats.events > MOST_EVENTS {
+            self.fail(format!("no end after {MOST_EVENTS} events"));
+        }
+        self.fold(next.event);
+        self.happen(next.event);
+    }
+
+    /// When the next event happens, if any is planned.
+    pub fn next_event(&self) -> Option<Time> {
+        self.queue.peek().map(|Reverse(next)| next.at)
     }
 
     fn happen(&mut self, event: Event) {

@@ -114,7 +114,10 @@ pub(super) struct Disk {
     cached: Vec<Landed>,
     landings: u32,
     changes: u64,
+    metadata_changes: u64,
     completions: u64,
+    /// What the next power loss keeps, if that is decided.
+    decided: Option<Kept>,
     rng: fastrand::Rng,
 }
 
@@ -132,7 +135,9 @@ impl Disk {
             cached: Vec::new(),
             landings: 0,
             changes: 0,
+            metadata_changes: 0,
             completions: 0,
+            decided: None,
             rng,
         }
     }
@@ -160,7 +165,7 @@ impl Disk {
         Some(match operation {
             Operation::Read { start, count } => {
                 self.land_some_early(start, count);
-                Outcome::Read((start..start + count).map(|s| self.view(s)).collect())
+                Outcome::Read(self.views(start, count))
             }
             Operation::Write { start, data, fua } => {
                 if !landed {
@@ -199,6 +204,21 @@ impl Disk {
             Some(leaf) => leaf.cache[sector as usize % LEAF],
             None => self.blank.sector(sector),
         }
+    }
+
+    fn views(&self, start: u64, count: u64) -> Vec<u64> {
+        let mut found = Vec::with_capacity(count as usize);
+        let (mut at, end) = (start, start + count);
+        while at < end {
+            let slot = at as usize % LEAF;
+            let piece = (LEAF - slot).min((end - at) as usize);
+            match &self.leaves[at as usize / LEAF] {
+                Some(leaf) => found.extend_from_slice(&leaf.cache[slot..slot + piece]),
+                None => found.extend((at..at + piece as u64).map(|s| self.blank.sector(s))),
+            }
+            at += piece as u64;
+        }
+        found
     }
 
     /// The sector as it would be found if the power failed and the cache were lost.
@@ -252,6 +272,7 @@ impl Disk {
     /// Puts metadata bytes on stable storage; within one block, or whole blocks.
     pub fn write_metadata(&mut self, offset: u64, bytes: &[u8]) {
         self.changes += 1;
+        self.metadata_changes += 1;
         let leftover = if self.blank == Blank::Zeroes { 0 } else { 0xa7 };
         let inside = (offset % BLOCK) as usize;
         for (index, piece) in bytes.chunks(BLOCK as usize).enumerate() {
@@ -263,14 +284,26 @@ impl Disk {
         }
     }
 
+    /// Grows whenever metadata may have changed.
+    pub fn metadata_changes(&self) -> u64 {
+        self.metadata_changes
+    }
+
     /// Grows whenever data or metadata may have changed.
     pub fn changes(&self) -> u64 {
         self.changes
     }
 
+    /// Decides what the next power loss keeps; `seed` draws the subset if it is one.
+    pub fn decide_loss(&mut self, kept: Kept, seed: u64) {
+        self.decided = Some(kept);
+        self.rng = fastrand::Rng::with_seed(seed);
+    }
+
     /// The power fails: the volatile cache is gone, but for what happened to reach the medium.
     pub fn lose_power(&mut self) {
-        let kept = Kept::pick(&mut self.rng);
+        let drawn = Kept::pick(&mut self.rng);
+        let kept = self.decided.take().unwrap_or(drawn);
         let in_flight = std::mem::take(&mut self.in_flight);
         let mut pending = Vec::new();
         for (op, entry) in in_flight {
@@ -279,8 +312,9 @@ impl Disk {
                     pending.push((op, start, data));
                 }
                 Operation::MetaWrite { offset, bytes } => {
+                    let whole = kept.write(&mut self.rng);
                     for (index, piece) in bytes.chunks(SECTOR as usize).enumerate() {
-                        if kept.sector(&mut self.rng) {
+                        if whole || kept.sector(&mut self.rng) {
                             self.write_metadata(offset + index as u64 * SECTOR, piece);
                         }
                     }
@@ -375,10 +409,22 @@ impl Disk {
     fn land(&mut self, op: u64, start: u64, data: Fill) {
         self.landings += 1;
         self.changes += 1;
-        for index in 0..data.len() {
-            let stamp = data.at(index);
+        let mut index = 0;
+        while index < data.len() {
             let sector = start + index;
-            self.leaf(sector).cache[sector as usize % LEAF] = stamp;
+            let slot = sector as usize % LEAF;
+            let piece = (LEAF - slot).min((data.len() - index) as usize);
+            let untouched = self.leaves[sector as usize / LEAF].is_none();
+            match &data {
+                // Zeroes over what was never anything else.
+                Fill::Zeroes(_) if untouched && self.blank == Blank::Zeroes => {}
+                Fill::Zeroes(_) => self.leaf(sector).cache[slot..slot + piece].fill(0),
+                Fill::Stamps(stamps) => {
+                    let stamps = &stamps[index as usize..][..piece];
+                    self.leaf(sector).cache[slot..slot + piece].copy_from_slice(stamps);
+                }
+            }
+            index += piece as u64;
         }
         self.cached.push(Landed {
             landing: self.landings,
@@ -405,6 +451,10 @@ impl Disk {
     }
 
     fn make_durable(&mut self, sector: u64, stamp: u64, landing: u32) {
+        if self.leaves[sector as usize / LEAF].is_none() {
+            // Zeroes landed here, where nothing ever was.
+            return;
+        }
         let leaf = self.leaf(sector);
         let slot = sector as usize % LEAF;
         if landing >= leaf.durable_landing[slot] {
@@ -435,12 +485,14 @@ impl Disk {
     }
 }
 
-/// How much of the cache a power loss keeps.
-#[derive(Clone, Copy)]
-enum Kept {
+/// How much of the cache, and of what is in flight, a power loss keeps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Kept {
     Nothing,
     Everything,
+    /// Any sectors.
     Sectors,
+    /// Any writes, each whole.
     Writes,
 }
 

@@ -7,6 +7,7 @@ use super::disk::{Fill, Operation, Outcome};
 use super::faults::{DISK_SPIKE, SLOW_DISK};
 use super::host::NAMES;
 use super::network::{Frame, Heard, WireBody};
+use super::options::Chance;
 use crate::limits::{MAX_CONTROL_PAYLOAD, MAX_PAYLOAD, SECTOR, ZERO_PIECE};
 use crate::node::MetadataPlace;
 use crate::node::boundary::{Action, Body, Input, OpId};
@@ -162,7 +163,10 @@ impl Cluster {
     fn submit(&mut self, h: usize, op: OpId, operation: Operation) -> Result<(), String> {
         let mean = self.options.disk_latency.as_nanos() as u64;
         let host = &mut self.hosts[h];
-        let mut delay = host.rng.u64(mean / 4..mean * 2);
+        let mut delay = match self.options.chance {
+            Chance::Drawn => host.rng.u64(mean / 4..mean * 2),
+            Chance::Fixed => mean,
+        };
         if matches!(operation, Operation::Flush) {
             delay *= 3;
         }
@@ -194,6 +198,7 @@ impl Cluster {
             return;
         };
         let purpose = process.operations.remove(&op);
+        let of_resync = matches!(purpose, Some(Purpose::Read(Checksum::Wanted)));
         let input = match (outcome, purpose) {
             (Outcome::Read(stamps), Some(Purpose::Read(wanted))) => Input::DiskDone {
                 op,
@@ -217,7 +222,11 @@ impl Cluster {
                 }
             }
         };
-        self.feed(h, input);
+        if of_resync {
+            self.resync_read(h, life, input);
+        } else {
+            self.feed(h, input);
+        }
     }
 
     /// The network tells a host something.

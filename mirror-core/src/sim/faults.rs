@@ -1,7 +1,7 @@
 //! What goes wrong: crashes, power losses, cuts, stalls and slow disks, at random.
 
 use super::cluster::{Cluster, Event, Phase};
-use super::options::Arbitration;
+use super::options::{Arbitration, Chance};
 use super::split_brain::SplitBrain;
 use super::stimulus::Stimulus;
 use crate::types::{BootId, Time};
@@ -206,7 +206,8 @@ impl Cluster {
 
     /// Plans the start of a daemon that is down.
     pub fn start_after(&mut self, h: usize, down: Duration) {
-        if !self.hosts[h].starting {
+        // In an enumerated case a daemon starts when the case says so.
+        if !self.hosts[h].starting && self.options.chance == Chance::Drawn {
             self.hosts[h].starting = true;
             let delay = down.as_nanos() as u64;
             self.schedule(delay, Event::Start { host: h });

@@ -5,7 +5,7 @@ use super::cluster::{Cluster, Event};
 use super::disk::Disk;
 use super::driver::Purpose;
 use super::faults::draw_down;
-use super::options::Options;
+use super::options::{Chance, Options};
 use crate::limits::SECTOR;
 use crate::meta;
 use crate::node::boundary::{Input, OpId, Payload};
@@ -124,7 +124,8 @@ impl Cluster {
         };
         process.node.handle(now, input, &mut actions);
         for action in actions.drain(..) {
-            if self.violation.is_some() {
+            // A machine that crashed amid these actions carries out no more of them.
+            if self.violation.is_some() || self.hosts[h].process.is_none() {
                 continue;
             }
             if self.trace.wants_lines() {
@@ -135,6 +136,7 @@ impl Cluster {
             if let Err(problem) = self.perform(h, action) {
                 self.fail(format!("{}: {problem}", NAMES[h]));
             }
+            self.action_carried_out(h);
         }
         self.actions = actions;
         self.flush_network();
@@ -154,7 +156,10 @@ impl Cluster {
         let Some(deadline) = process.node.next_deadline() else {
             return;
         };
-        let late = host.rng.u64(0..100_000);
+        let late = match self.options.chance {
+            Chance::Drawn => host.rng.u64(0..100_000),
+            Chance::Fixed => 0,
+        };
         let at = Time(deadline.max(now).0 + late);
         if process.tick_at.is_none_or(|planned| at < planned) {
             process.tick_at = Some(at);

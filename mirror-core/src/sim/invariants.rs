@@ -11,7 +11,7 @@ use std::convert::Infallible;
 const WATCH_GAP: u64 = 20_000_000;
 
 /// Which copies hold everything that was acknowledged, as far as an outsider can tell.
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Default, Debug)]
 pub(super) struct Custody {
     /// Named a holder by the node that served last.
     pub named: [bool; 2],
@@ -19,16 +19,31 @@ pub(super) struct Custody {
     pub lost: [bool; 2],
     /// Who serves, or did last.
     keeper: Option<usize>,
+    /// The generation that it named them in.
+    pub generation: String,
     watches: u64,
     /// The disks' change counters when their images were last found identical.
     identical_at: [u64; 2],
     /// … and when their differences were last found covered.
     covered_at: [u64; 2],
+    marks: [Marks; 2],
+}
+
+/// What the durable metadata of a disk covers, and at which of its changes that was read.
+#[derive(Default, Debug)]
+struct Marks {
+    at: u64,
+    ranges: Vec<ByteRange>,
 }
 
 impl Custody {
     fn complete(&self) -> usize {
         (0..2).filter(|h| self.named[*h] && !self.lost[*h]).count()
+    }
+
+    /// Who serves, or did last.
+    pub fn keeper(&self) -> Option<usize> {
+        self.keeper
     }
 
     /// Whether the node may go on without its peer and lose nothing.
@@ -48,6 +63,13 @@ impl Cluster {
     }
 
     pub fn watch_step(&mut self) {
+        self.look();
+        let gap = WATCH_GAP + self.rng.u64(0..WATCH_GAP);
+        self.schedule(gap, Event::Watch);
+    }
+
+    /// Checks what can be checked at any time.
+    pub fn look(&mut self) {
         self.custody.watches += 1;
         self.sample_custody();
         self.check_one_right();
@@ -65,8 +87,6 @@ impl Cluster {
         if self.quiet() && (self.custody.watches.is_multiple_of(4) || self.phase != Phase::Storm) {
             self.check_identical();
         }
-        let gap = WATCH_GAP + self.rng.u64(0..WATCH_GAP);
-        self.schedule(gap, Event::Watch);
     }
 
     /// Learns from the node that serves, or did last, who holds everything.
@@ -93,6 +113,7 @@ impl Cluster {
         if serving.is_some() {
             self.custody.lost[h] = false;
         }
+        self.custody.generation = status.generation;
         for other in 0..2 {
             if !named[other] {
                 self.custody.lost[other] = false;
@@ -193,12 +214,15 @@ impl Cluster {
         if differing.is_empty() {
             return;
         }
-        let mut covered = Vec::new();
-        for host in &self.hosts {
+        for (host, marks) in self.hosts.iter().zip(&mut self.custody.marks) {
+            if host.disk.metadata_changes() == marks.at {
+                continue;
+            }
+            marks.at = host.disk.metadata_changes();
             let read = |offset, len| Ok::<_, Infallible>(host.disk.read_metadata(offset, len));
             let size = self.options.store_size;
             match meta::durable_dirty(read, size, self.options.metadata) {
-                Ok(ranges) => covered.push(ranges),
+                Ok(ranges) => marks.ranges = ranges,
                 Err(error) => {
                     let problem = format!("durable metadata is unreadable: {error}");
                     return self.fail(problem);
@@ -207,7 +231,8 @@ impl Cluster {
         }
         let naked = differing.iter().find(|block| {
             let range = ByteRange::new(**block * BLOCK, BLOCK);
-            !covered.iter().any(|ranges| contains(ranges, range))
+            let mut marks = self.custody.marks.iter();
+            !marks.any(|marks| contains(&marks.ranges, range))
         });
         if let Some(block) = naked {
             self.fail(format!(
@@ -243,7 +268,8 @@ impl Cluster {
         })
     }
 
-    fn check_identical(&mut self) {
+    /// Two replicas that call themselves equal are.
+    pub fn check_identical(&mut self) {
         let changes = self.changes();
         if changes == self.custody.identical_at || !self.in_sync() {
             return;

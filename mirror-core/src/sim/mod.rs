@@ -19,6 +19,7 @@ mod cluster;
 mod differences;
 mod disk;
 mod driver;
+pub mod exhaustive;
 mod faults;
 mod host;
 mod invariants;
@@ -267,14 +268,7 @@ fn run_once(options: Options, source: Source, mode: Mode) -> (Report, Source) {
 
 fn run_cluster(mut cluster: Cluster) -> (Report, Source) {
     let options = cluster.options.clone();
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| cluster.run())) {
-        let text = panic
-            .downcast_ref::<String>()
-            .cloned()
-            .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
-            .unwrap_or_default();
-        cluster.fail(format!("panic: {text}"));
-    }
+    guarded(&mut cluster, Cluster::run);
     let report = Report {
         options,
         stats: cluster.stats,
@@ -301,6 +295,18 @@ impl Report {
                 last_lines: Vec::new(),
             });
         }
+    }
+}
+
+/// Does something to a world; a panic is a violation.
+fn guarded(cluster: &mut Cluster, work: impl FnOnce(&mut Cluster)) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(cluster))) {
+        let text = panic
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+            .unwrap_or_default();
+        cluster.fail(format!("panic: {text}"));
     }
 }
 

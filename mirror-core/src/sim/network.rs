@@ -9,6 +9,7 @@
 //! delivered to it under the old number.
 
 use super::buffers::Stamps;
+use super::options::Chance;
 use crate::node::boundary::ConnectionId;
 use crate::types::Time;
 use crate::wire::HEADER_LEN;
@@ -91,6 +92,7 @@ pub(super) type Later = Vec<(u64, NetworkEvent)>;
 /// The link and all connections it ever carried.
 pub(super) struct Network {
     initiator: usize,
+    chance: Chance,
     max_delay: u64,
     wishes: [Wish; 2],
     cuts: u32,
@@ -101,9 +103,10 @@ pub(super) struct Network {
 }
 
 impl Network {
-    pub fn new(initiator: usize, max_delay: u64, rng: fastrand::Rng) -> Network {
+    pub fn new(initiator: usize, chance: Chance, max_delay: u64, rng: fastrand::Rng) -> Network {
         Network {
             initiator,
+            chance,
             max_delay,
             wishes: [Wish::default(); 2],
             cuts: 0,
@@ -165,6 +168,7 @@ impl Network {
                 self.connections[index].ends[host] = End::Gone;
                 self.connections[index].pipes[host].clear();
                 let delay = match silently {
+                    _ if self.chance == Chance::Fixed => self.delay(),
                     false => self.delay(),
                     true if self.rng.bool() => continue,
                     true => self.rng.u64(0..4000) * MILLISECOND,
@@ -182,9 +186,13 @@ impl Network {
             self.connections[index].broken = true;
             for side in 0..2 {
                 let pipe = &mut self.connections[index].pipes[side];
-                let kept = self.rng.usize(0..=pipe.len());
+                let kept = match self.chance {
+                    Chance::Drawn => self.rng.usize(0..=pipe.len()),
+                    Chance::Fixed => 0,
+                };
                 pipe.truncate(kept);
                 let heard = match self.rng.u8(0..4) {
+                    _ if self.chance == Chance::Fixed => 0,
                     0 => 0,
                     1 => self.rng.u64(0..10) * MILLISECOND,
                     2 => self.rng.u64(0..500) * MILLISECOND,
@@ -215,6 +223,7 @@ impl Network {
         for from in 0..2 {
             self.unstall(from, later);
         }
+        self.schedule_attempt(later);
     }
 
     /// Whether no fault is on the link.
@@ -289,7 +298,10 @@ impl Network {
         let possible =
             self.cuts == 0 && self.stalled == [false; 2] && self.wishes[1 - self.initiator].welcome;
         if !possible {
-            self.schedule_attempt(later);
+            // Without chance nothing changes by itself: whatever makes it possible tries again.
+            if self.chance == Chance::Drawn {
+                self.schedule_attempt(later);
+            }
             return;
         }
         self.wishes[self.initiator].seeking = false;
@@ -330,7 +342,10 @@ impl Network {
     /// A newer connection came up at `side`: the driver drops older ones now or a little later.
     fn replace_older(&mut self, now: Time, newer: usize, side: usize, later: &mut Later) {
         for index in self.live() {
-            if index < newer && self.connections[index].ends[side] != End::Gone && self.rng.bool() {
+            if index < newer
+                && self.connections[index].ends[side] != End::Gone
+                && (self.chance == Chance::Fixed || self.rng.bool())
+            {
                 self.leave(now, index, side, later);
             }
         }
@@ -343,7 +358,7 @@ impl Network {
             return;
         }
         // A reset may discard what was under way to the other end.
-        if self.rng.bool() {
+        if self.chance == Chance::Drawn && self.rng.bool() {
             let pipe = &mut self.connections[index].pipes[1 - host];
             let kept = self.rng.usize(0..=pipe.len());
             pipe.truncate(kept);
@@ -392,13 +407,17 @@ impl Network {
     fn schedule_attempt(&mut self, later: &mut Later) {
         if !self.attempt_scheduled && self.wishes[self.initiator].seeking {
             self.attempt_scheduled = true;
-            let pause = self.rng.u64(1..200) * MILLISECOND;
+            let pause = match self.chance {
+                Chance::Drawn => self.rng.u64(1..200) * MILLISECOND,
+                Chance::Fixed => self.max_delay,
+            };
             later.push((pause, NetworkEvent::Attempt));
         }
     }
 
     fn delay(&mut self) -> u64 {
         match self.rng.u8(0..16) {
+            _ if self.chance == Chance::Fixed => self.max_delay,
             0..4 => 0,
             4..15 => self.rng.u64(0..=self.max_delay),
             _ => self.rng.u64(0..=self.max_delay * 20),

@@ -24,7 +24,7 @@ pub(super) struct Operator {
     waiting: BTreeMap<CommandId, (usize, Command)>,
     next_command: u64,
     /// Who is to be Primary next, after a demotion.
-    heir: Option<usize>,
+    pub heir: Option<usize>,
     storm_ends: Time,
     next_whim: Time,
     /// A command with force was given, so that rules may be overridden.
@@ -47,7 +47,8 @@ impl Operator {
         }
     }
 
-    fn promoting(&self) -> bool {
+    /// Whether a promotion is not answered yet.
+    pub fn promoting(&self) -> bool {
         let mut commands = self.waiting.values();
         commands.any(|(_, command)| matches!(command, Command::Primary(_)))
     }
@@ -246,7 +247,7 @@ impl Cluster {
         }
     }
 
-    fn connected(&self, h: usize) -> bool {
+    pub fn connected(&self, h: usize) -> bool {
         self.status(h)
             .is_some_and(|s| s.link == LinkState::Connected)
     }
@@ -281,7 +282,8 @@ impl Cluster {
         }
     }
 
-    fn promote_somebody(&mut self) {
+    /// Promotes a node that may be, if there is one.
+    pub fn promote_somebody(&mut self) {
         self.sample_custody();
         let first = match self.operator.heir.take() {
             Some(heir) => heir,
@@ -309,7 +311,8 @@ impl Cluster {
         self.heal_faults();
     }
 
-    fn heal(&mut self, deadline: Time) {
+    /// What the operator does at the end, again and again until the two are in sync.
+    pub fn heal(&mut self, deadline: Time) {
         if self.arbiter.is_wiped() {
             // Only an operator's re-arming would bring the mirror back; what it must not do
             // meanwhile was watched for long enough.

@@ -38,6 +38,15 @@ pub enum Arbitration {
     Wiped,
 }
 
+/// What decides how long things take and how they end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Chance {
+    /// The seed.
+    Drawn,
+    /// Nothing: every delay is the same, and a link breaks for both ends at once.
+    Fixed,
+}
+
 /// Declares the options with a list of them, so that each is printed, read and set by its name.
 macro_rules! options {
     ($(#[$about:meta])* pub struct Options { $(pub $name:ident: $type:ty,)* }) => {
@@ -70,6 +79,7 @@ options! {
 pub struct Options {
     pub seed: u64,
     pub luck: u64,
+    pub chance: Chance,
     pub scenario: Scenario,
     pub beginning: Beginning,
     pub metadata: MetadataPlace,
@@ -135,6 +145,7 @@ impl Options {
         Options {
             seed,
             luck: 0,
+            chance: Chance::Drawn,
             scenario,
             arbitration,
             lease: lease.max(network_delay * 100),
@@ -233,6 +244,39 @@ impl Options {
     /// Whether it is the arbiter who decides after a loss, and not the operator.
     pub(super) fn is_arbitrated(&self) -> bool {
         self.arbitration != Arbitration::Unarbitrated
+    }
+
+    /// The world of the enumerated cases (`exhaustive.rs`): nothing happens that a case does not
+    /// name, and everything is fast.
+    pub(super) fn fixed(store_size: u64, arbitration: Arbitration) -> Options {
+        Options {
+            seed: 0,
+            luck: 0,
+            chance: Chance::Fixed,
+            scenario: Scenario::SaneOperator,
+            arbitration,
+            lease: Duration::from_millis(1),
+            beginning: Beginning::AssumeClean,
+            metadata: MetadataPlace::External,
+            store_size,
+            stall_timeout: Duration::from_secs(2),
+            disk_latency: Duration::from_micros(10),
+            disk_spikes: false,
+            network_delay: Duration::from_micros(10),
+            initiator: 0,
+            first_primary: 0,
+            requests: 0,
+            depth: 0,
+            think: Duration::ZERO,
+            hot_ranges: 0,
+            read_percent: 0,
+            zero_percent: 0,
+            fua_percent: 0,
+            flush_percent: 0,
+            storm: Duration::ZERO,
+            fault_gap: Duration::ZERO,
+            operator_gap: Duration::ZERO,
+        }
     }
 
     /// What the disk of `host` holds before the mirror's life.

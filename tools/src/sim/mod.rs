@@ -1,5 +1,6 @@
 //! `kagami sim`: the simulator's front.
 
+mod exhaustive;
 mod script;
 mod seeds;
 mod totals;
@@ -7,6 +8,7 @@ mod totals;
 use crate::output;
 use clap::{ArgGroup, Args};
 use mirror_core::error::{ErrorId, Refusal};
+use mirror_core::sim::exhaustive::Case;
 use mirror_core::sim::{self, Report};
 use std::path::{Path, PathBuf};
 
@@ -17,7 +19,8 @@ use std::path::{Path, PathBuf};
 /// that is replayed; docs/simulation.md says how. Needs no configuration and no daemon.
 #[derive(Args, Debug)]
 #[command(
-    group(ArgGroup::new("what").required(true).args(["seed", "seeds", "until_failure", "replay"])),
+    group(ArgGroup::new("what").required(true).args(
+        ["seed", "seeds", "until_failure", "replay", "exhaustive", "exhaustive_case"])),
     after_help = "Examples:
   kagami sim --seeds 2000              many runs, on all processors; ends with 1 at a violation
   kagami sim --seeds 500 --from 7000 --json
@@ -26,7 +29,9 @@ use std::path::{Path, PathBuf};
   kagami sim --seed 17                 one run, and what the seed derived
   kagami sim --seed 17 --trace         everything that happens in it
   kagami sim --seed 17 --shrink        of a violation, a script of what it takes
-  kagami sim --replay sim-seed-17.script --trace"
+  kagami sim --replay sim-seed-17.script --trace
+  kagami sim --exhaustive              every small case, a crash after every action
+  kagami sim --exhaustive-case 'write,disconnect/crash a@7/keep none' --trace"
 )]
 pub struct SimArgs {
     /// Run this seed and say what it derived.
@@ -41,31 +46,59 @@ pub struct SimArgs {
     /// Run a script.
     #[arg(long, value_name = "FILE")]
     replay: Option<PathBuf>,
+    /// Run every sequence of a few operations, with a crash after every action of either node.
+    #[arg(long)]
+    exhaustive: bool,
+    /// Operations in the longest of them.
+    #[arg(long, default_value_t = 2, requires = "exhaustive",
+          value_parser = clap::value_parser!(u8).range(1..=3))]
+    operations: u8,
+    /// Run only this many of the sequences.
+    #[arg(long, requires = "exhaustive")]
+    sequences: Option<usize>,
+    /// Run one case of them, by the name a violation gives.
+    #[arg(long, value_name = "NAME")]
+    exhaustive_case: Option<Case>,
     /// Print everything that happens.
-    #[arg(long, conflicts_with_all = ["seeds", "until_failure", "json", "shrink"])]
+    #[arg(long, conflicts_with_all = ["seeds", "until_failure", "exhaustive", "json", "shrink"])]
     trace: bool,
     /// If the seed breaks a rule, cut it down to a script of what that takes.
-    #[arg(long, conflicts_with_all = ["seeds", "until_failure", "replay"])]
+    #[arg(long, requires = "seed")]
     shrink: bool,
     /// Where the script of a violation goes [default: sim-seed-SEED.script].
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["seeds", "replay"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["seeds", "replay", "exhaustive", "exhaustive_case"])]
     output: Option<PathBuf>,
-    /// The first seed.
-    #[arg(long, default_value_t = 0, conflicts_with_all = ["seed", "replay"])]
+    /// The first seed, or the first of the sequences.
+    #[arg(long, default_value_t = 0, conflicts_with_all = ["seed", "replay", "exhaustive_case"])]
     from: u64,
     /// Stop after so many minutes even if nothing failed.
-    #[arg(long, conflicts_with_all = ["seed", "seeds", "replay"], value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    #[arg(long, requires = "until_failure", value_parser = clap::value_parser!(u64).range(1..=100_000))]
     minutes: Option<u64>,
-    /// Threads to run seeds on; as many as the machine has by default.
-    #[arg(long, conflicts_with_all = ["seed", "replay"], value_parser = clap::value_parser!(u64).range(1..=1024))]
+    /// Threads to run them on; as many as the machine has by default.
+    #[arg(long, conflicts_with_all = ["seed", "replay", "exhaustive_case"], value_parser = clap::value_parser!(u64).range(1..=1024))]
     threads: Option<u64>,
     /// One JSON object on standard output instead of text.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["exhaustive", "exhaustive_case"])]
     json: bool,
+}
+
+impl SimArgs {
+    fn threads_or_all(&self) -> usize {
+        match self.threads {
+            Some(threads) => threads as usize,
+            None => std::thread::available_parallelism().map_or(1, |count| count.get()),
+        }
+    }
 }
 
 /// Carries out the verb; fails when a violation was found.
 pub fn run(args: &SimArgs) -> Result<(), Refusal> {
+    if let Some(case) = &args.exhaustive_case {
+        return exhaustive::run_case(case, args.trace);
+    }
+    if args.exhaustive {
+        return exhaustive::run_all(args);
+    }
     match (&args.replay, args.seed) {
         (Some(file), _) => replay(args, file),
         (_, Some(seed)) if args.shrink => shrink(args, seed),

@@ -37,10 +37,7 @@ fn show(args: &SimArgs, totals: &Totals, again: Option<&str>) {
 }
 
 fn run_all(args: &SimArgs) -> Totals {
-    let threads = match args.threads {
-        Some(threads) => threads as usize,
-        None => std::thread::available_parallelism().map_or(1, |count| count.get()),
-    };
+    let threads = args.threads_or_all();
     let end = args
         .seeds
         .map_or(u64::MAX, |seeds| args.from.saturating_add(seeds));

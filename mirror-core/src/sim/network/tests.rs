@@ -13,7 +13,7 @@ struct Bench {
 impl Bench {
     fn new(seed: u64) -> Bench {
         let mut bench = Bench {
-            network: Network::new(0, 1_000_000, fastrand::Rng::with_seed(seed)),
+            network: Network::new(0, Chance::Drawn, 1_000_000, fastrand::Rng::with_seed(seed)),
             queue: Vec::new(),
             now: 0,
             planned: 0,
