@@ -19,6 +19,7 @@ mod invariants;
 mod network;
 mod operator;
 mod options;
+pub mod script;
 mod split_brain;
 mod trace;
 
