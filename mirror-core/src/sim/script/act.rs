@@ -2,7 +2,7 @@
 
 use super::parse::{Ask, Host, Part};
 use super::words::{listed, range, size};
-use super::world::{Coming, DiskOp, DiskWork, Parcel, WireBody, World};
+use super::world::{Coming, DiskOp, DiskWork, Parcel, WireBody, World, is_worth_telling};
 use crate::limits::SECTOR;
 use crate::meta::activity_log::Transaction;
 use crate::meta::superblock::Superblock;
@@ -273,10 +273,7 @@ impl World {
             pipe.hold_from = None;
         }
         let held = pipe.holding && there.is_some();
-        if !matches!(
-            header.kind,
-            FrameType::Ping | FrameType::Pong | FrameType::State
-        ) {
+        if is_worth_telling(&header) {
             let note = match (there, held) {
                 (None, _) => "  (lost)",
                 (Some(_), true) => "  (held)",

@@ -4,10 +4,11 @@ use super::parse::{Ask, Expectation, Host, Progress, View};
 use super::words::{range, runs, values};
 use super::world::World;
 use crate::limits::{BLOCK, SECTOR};
-use crate::meta;
+use crate::meta::superblock::{Superblock, Trust};
+use crate::meta::{self, Layout, META_BLOCK};
 use crate::node::MetadataPlace;
 use crate::sim::host::NAMES;
-use crate::types::{ByteRange, DiskState, LinkState, Role};
+use crate::types::{ByteRange, DiskState, Holders, LinkState, Role};
 use std::convert::Infallible;
 
 /// What the bitmap on disk marks.
@@ -30,6 +31,7 @@ impl World {
     /// The rules that no step of a story may break.
     pub fn check(&mut self) {
         self.check_serving();
+        self.check_targets();
         self.check_identical();
         self.check_covered();
     }
@@ -52,6 +54,34 @@ impl World {
                 ));
             }
         }
+    }
+
+    /// R7: a copy that is being overwritten is named by nobody's record.
+    fn check_targets(&mut self) {
+        let records = [0, 1].map(|host| self.record(host));
+        let [Some(a), Some(b)] = &records else {
+            return;
+        };
+        for (host, (record, other)) in [(a, b), (b, a)].into_iter().enumerate() {
+            if record.holders == Holders::Both
+                && record.generation == other.generation
+                && other.trust == Trust::Inconsistent
+            {
+                let (name, peer) = (NAMES[host], NAMES[1 - host]);
+                self.violate(format!(
+                    "{peer} is being overwritten, and {name}'s record names it a holder"
+                ));
+            }
+        }
+    }
+
+    /// The record in force on a disk.
+    fn record(&self, host: Host) -> Option<Superblock> {
+        let disk = &self.machines[host].disk;
+        let layout = Layout::new(disk.size, MetadataPlace::External).ok()?;
+        let slots = disk.metadata.chunks_exact(META_BLOCK as usize);
+        let mut slots = slots.take(2).map(Superblock::parse);
+        Superblock::trust([slots.next()?, slots.next()?], &layout).ok()
     }
 
     /// Two replicas that say that they are equal are.

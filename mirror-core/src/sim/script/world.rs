@@ -15,7 +15,7 @@ use crate::node::{MetadataPlace, Node, NodeConfig};
 use crate::sim::buffers::{Buffers, Checksum, Stamps};
 use crate::sim::host::NAMES;
 use crate::types::{BootId, ByteRange, ReplicaId, Time};
-use crate::wire::Header;
+use crate::wire::{FrameType, Header};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
@@ -24,6 +24,8 @@ const STALL: Duration = Duration::from_secs(2);
 const MEETING: Duration = Duration::from_millis(10);
 /// Inputs in one `pass` after which the nodes are said to go round in circles.
 const MOST_STEPS: usize = 200_000;
+/// Lines in a row that differ in their ranges only.
+const MOST_ALIKE: usize = 3;
 
 /// The daemon on a machine.
 pub(super) struct Process {
@@ -192,8 +194,20 @@ impl World {
         self.told_at = self.now;
     }
 
+    /// What was told since the last time; of many lines alike the first and the last.
     pub fn take_lines(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.lines)
+        let lines = std::mem::take(&mut self.lines);
+        let alike = |one: &String, next: &String| shape(one) == shape(next);
+        let mut told = Vec::new();
+        for run in lines.chunk_by(alike) {
+            match run {
+                [first, .., last] if run.len() > MOST_ALIKE => {
+                    told.extend([first.clone(), "…".to_owned(), last.clone()]);
+                }
+                run => told.extend_from_slice(run),
+            }
+        }
+        told
     }
 
     /// A line about what happens.
@@ -475,7 +489,9 @@ impl World {
             return Err(format!("only {} frames are held", held.len()));
         }
         for parcel in self.pipes[from].held.drain(..count).collect::<Vec<_>>() {
-            if let Parcel::Frame { text, .. } = &parcel {
+            if let Parcel::Frame { text, header, .. } = &parcel
+                && is_worth_telling(header)
+            {
                 let text = format!("{} receives {text}", NAMES[1 - from]);
                 self.tell(text);
             }
@@ -493,7 +509,9 @@ impl World {
             return Err(format!("only {} frames are held", held.len()));
         }
         for parcel in self.pipes[from].held.drain(..count).collect::<Vec<_>>() {
-            if let Parcel::Frame { text, .. } = &parcel {
+            if let Parcel::Frame { text, header, .. } = &parcel
+                && is_worth_telling(header)
+            {
                 let text = format!("lost: {} -> {}  {text}", NAMES[from], NAMES[1 - from]);
                 self.tell(text);
             }
@@ -575,6 +593,20 @@ impl World {
             None => vec!["no answer".to_owned()],
         })
     }
+}
+
+/// Whether a frame says more than that its sender lives.
+pub(super) fn is_worth_telling(header: &Header) -> bool {
+    !matches!(
+        header.kind,
+        FrameType::Ping | FrameType::Pong | FrameType::State
+    )
+}
+
+/// A line without its numbers.
+fn shape(line: &str) -> Vec<&str> {
+    let numbered = |word: &&str| word.contains("..");
+    line.split(' ').filter(|word| !numbered(word)).collect()
 }
 
 /// A machine with a new replica, whose daemon does not run yet. `lives` tells a replacement from
