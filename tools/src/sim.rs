@@ -3,7 +3,8 @@
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use mirror_core::error::{ErrorId, Refusal};
-use mirror_core::sim::{self, Report};
+use mirror_core::sim::{self, Report, script};
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -17,7 +18,8 @@ use std::time::{Duration, Instant};
 #[command(after_help = "Examples:
   kagami sim --seeds 2000              many runs, on all processors; ends with 1 at a violation
   kagami sim --seed 17                 one run, and what the seed derived
-  kagami sim --seed 17 --trace         everything that happens in it")]
+  kagami sim --seed 17 --trace         everything that happens in it
+  kagami sim --script a-write.txt      one story of mirror-core/tests/scripts, told anew")]
 pub struct SimArgs {
     /// Run this seed and say what it derived.
     #[arg(long, conflicts_with = "seeds")]
@@ -26,7 +28,7 @@ pub struct SimArgs {
     #[arg(long, requires = "seed")]
     trace: bool,
     /// Run this many seeds.
-    #[arg(long, required_unless_present = "seed")]
+    #[arg(long, required_unless_present_any = ["seed", "script"])]
     seeds: Option<u64>,
     /// The first of them.
     #[arg(long, default_value_t = 0, requires = "seeds")]
@@ -34,6 +36,9 @@ pub struct SimArgs {
     /// Threads to run them on; as many as the machine has by default.
     #[arg(long, requires = "seeds")]
     threads: Option<usize>,
+    /// Run this golden script and print what happens below each of its blocks.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["seed", "seeds"])]
+    script: Option<PathBuf>,
 }
 
 /// Totals over seeds.
@@ -64,9 +69,27 @@ impl Totals {
 
 /// Carries out the verb; fails when a violation was found.
 pub fn run(args: &SimArgs) -> Result<(), Refusal> {
-    match args.seed {
-        Some(seed) => run_one(seed, args.trace),
-        None => run_many(args),
+    match (&args.script, args.seed) {
+        (Some(file), _) => run_script(file),
+        (None, Some(seed)) => run_one(seed, args.trace),
+        (None, None) => run_many(args),
+    }
+}
+
+fn run_script(file: &Path) -> Result<(), Refusal> {
+    let failed = |text: String| Refusal::new(ErrorId::SimulationFailed, text);
+    let name = file.display().to_string();
+    let golden =
+        std::fs::read_to_string(file).map_err(|error| failed(format!("{name}: {error}")))?;
+    let outcome = script::run(&name, &golden).map_err(|error| failed(error.to_string()))?;
+    print!("{}", outcome.text);
+    match outcome.violations.first() {
+        Some(violation) => Err(failed(format!("{name}: {violation}"))),
+        None if outcome.text != golden => {
+            let text = format!("{name}: something else happened than the script says");
+            Err(failed(text))
+        }
+        None => Ok(()),
     }
 }
 
