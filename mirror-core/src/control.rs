@@ -12,10 +12,11 @@ pub use crate::node::boundary::{Command, PrimaryMode};
 use crate::types::{DiskState, LinkState, Role};
 use bincode::{Decode, Encode};
 use serde::Serialize;
+use std::fmt;
 use thiserror::Error;
 
 /// The version of these messages; a daemon refuses another one with an error both can read.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// What a client asks.
 #[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
@@ -101,8 +102,8 @@ pub struct MirrorStatus {
     pub generation: String,
     /// Names of the nodes whose replicas hold every acknowledged write.
     pub holders: Vec<String>,
-    /// Who guards the right to go on alone: "unarbitrated" until an arbiter is configured.
-    pub arbitration: String,
+    /// Who guards the right to go on alone.
+    pub arbitration: Arbitration,
     /// Bytes of the mirrored device.
     pub size_bytes: u64,
     /// Bytes of blocks in which the replicas may differ.
@@ -134,6 +135,28 @@ pub struct ResyncStatus {
     pub eta_seconds: Option<u64>,
     /// Held by an operator, here or at the peer.
     pub paused: bool,
+}
+
+/// Who guards a mirror's right to go on alone (design.md R2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Encode, Decode)]
+#[serde(rename_all = "lowercase")]
+pub enum Arbitration {
+    /// Nobody: an operator decides after the loss of a node.
+    Unarbitrated,
+    /// An arbiter, and it need not be asked at present.
+    Arbitrated,
+    /// An arbiter, and its answer is awaited.
+    Asking,
+}
+
+impl fmt::Display for Arbitration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Arbitration::Unarbitrated => "unarbitrated",
+            Arbitration::Arbitrated => "arbitrated",
+            Arbitration::Asking => "asking",
+        })
+    }
 }
 
 /// Which end of a resync a node is.
@@ -248,7 +271,7 @@ impl Default for MirrorStatus {
             link: LinkState::StandAlone,
             generation: String::new(),
             holders: Vec::new(),
-            arbitration: "unarbitrated".to_owned(),
+            arbitration: Arbitration::Unarbitrated,
             size_bytes: 0,
             dirty_bytes: 0,
             unsettled_bytes: 0,
@@ -270,7 +293,7 @@ mod tests {
         let hello = Request::Hello { protocol: PROTOCOL };
         assert_eq!(
             encode(&hello).unwrap(),
-            [8, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]
+            [8, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0]
         );
         let primary = Request::Mirror {
             mirror: "r0".into(),

@@ -91,6 +91,8 @@ error_ids! {
     LostPeer = 315, Failed, "The peer was lost in the middle of the operation.";
     NoResync = 316, State, "No resync is under way.";
     TimedOut = 317, Failed, "The state waited for was not reached in time.";
+    RightDenied = 318, State, "The arbiter does not let this node go on alone.";
+    ArbiterUnreachable = 319, Failed, "The arbiter does not answer.";
 
     DaemonUnreachable = 401, Unreachable, "The daemon of this node is not running or does not answer.";
     DaemonDenied = 402, Unreachable, "The control socket does not let this user in.";

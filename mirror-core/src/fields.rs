@@ -90,6 +90,10 @@ pub(crate) fn plausible_size(size: u64) -> bool {
 /// there, and counting on from it cannot overflow.
 pub(crate) const MAX_COUNTER: u64 = 1 << 62;
 
+/// The highest generation counter that is believed of the peer. What is counted on from it must
+/// still be believed when it is read from this node's own disk.
+pub(crate) const MAX_PEER_COUNTER: u64 = MAX_COUNTER / 2;
+
 /// How [`Holders`] is spelled on disk and on the link.
 pub(crate) fn holders_byte(holders: Holders) -> u8 {
     match holders {

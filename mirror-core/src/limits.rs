@@ -79,3 +79,15 @@ pub const AGREEMENT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long the peer may take for its part of a change of role or of the end of a resync.
 pub const ASK_PATIENCE: Duration = Duration::from_secs(30);
+
+/// The default of `lease`: how long the peer's word lets a Primary answer reads (design.md R4).
+pub const DEFAULT_LEASE: Duration = Duration::from_secs(1);
+
+/// How long the arbiter may take before it is asked again, at first …
+pub const ARBITER_PATIENCE_MIN: Duration = Duration::from_millis(500);
+
+/// … and at most.
+pub const ARBITER_PATIENCE_MAX: Duration = Duration::from_secs(4);
+
+/// How long a promotion waits for an arbiter that does not answer at all.
+pub const ARBITER_COMMAND_PATIENCE: Duration = Duration::from_secs(10);

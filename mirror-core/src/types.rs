@@ -231,6 +231,19 @@ pub enum Holders {
     Peer,
 }
 
+/// What the arbiter keeps of a mirror: the record, as one value that is only ever swapped whole
+/// (design.md R2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub struct Register {
+    /// Random: no two values of a mirror's register have the same, so none ever recurs.
+    pub id: u128,
+    /// The generation whose right it is; replicas may have gone on to a planned descendant.
+    pub generation: Generation,
+    /// Who contains every acknowledged write; the second is [`ReplicaId::NONE`] where the first is
+    /// the sole holder.
+    pub holders: [ReplicaId; 2],
+}
+
 /// A half-open range of bytes on the mirrored device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct ByteRange {

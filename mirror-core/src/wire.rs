@@ -148,8 +148,11 @@ pub const FLAG_MAY_UNMAP: u8 = 2;
 /// In a [`FrameType::SyncReady`]: every block of the sender is dirty; no bits were sent.
 pub const FLAG_WHOLE: u8 = 4;
 
+/// In a [`FrameType::Pong`]: a lease of `length` milliseconds, from the sending of the ping on.
+pub const FLAG_LEASE: u8 = 8;
+
 /// Every flag there is.
-const FLAGS: u8 = FLAG_FUA | FLAG_MAY_UNMAP | FLAG_WHOLE;
+const FLAGS: u8 = FLAG_FUA | FLAG_MAY_UNMAP | FLAG_WHOLE | FLAG_LEASE;
 
 /// A frame header whose CRC, type and lengths were checked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

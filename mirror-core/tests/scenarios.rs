@@ -65,6 +65,8 @@ fn node(at: usize, generation_seed: u128) -> Node {
         peer: NAMES[1 - at].into(),
         metadata: MetadataPlace::External,
         stall_timeout: STALL,
+        arbiter: ArbiterId::NONE,
+        lease: Duration::from_secs(1),
     };
     let mut id = generation_seed << 96;
     let new_id = move || {
@@ -233,7 +235,7 @@ impl World {
                 host.completed.push(request);
             }
             Action::CommandDone { result, .. } => host.refused = result.err().map(|r| r.id),
-            Action::Release(_) | Action::Event(_) => {}
+            Action::AskArbiter { .. } | Action::Release(_) | Action::Event(_) => {}
         }
     }
 

@@ -224,6 +224,8 @@ impl<B: Backend> Driver<B> {
                 self.export.send_replace(None);
                 self.guests.drain();
             }
+            // Mirrors without an arbiter never ask; an unanswered question is asked again.
+            Action::AskArbiter { .. } => {}
             Action::Detached => self.come_to_rest(),
             Action::Event(event) => self.tell(&event),
         }

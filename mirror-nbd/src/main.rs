@@ -1,32 +1,9 @@
 //! `kagami-mirror`: the daemon that keeps mirrors.
-//!
-//! The core ([`mirror_core`]) decides, this crate acts. Each mirror has a thread ([`driver`]) with
-//! its own ring ([`ring`]) for disk, link and NBD clients; the main thread runs what is rare: the
-//! control socket, NBD negotiation and the making of connections.
-
-mod backend;
-mod backing;
-mod buffers;
-mod clock;
-mod control_socket;
-mod credentials;
-mod daemon;
-mod desk;
-mod disk;
-mod driver;
-mod link;
-mod mailbox;
-mod mirror;
-mod nbd;
-mod peer;
-mod ring;
-mod slots;
-mod stream;
-mod unix_socket;
 
 use clap::Parser;
 use mirror_core::config::{Config, MAX_CONFIG};
 use mirror_core::error::{ErrorId, ExitCode, Refusal};
+use mirror_nbd::daemon::Daemon;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -73,7 +50,7 @@ fn run(arguments: Arguments) -> Result<(), Refusal> {
         Some(node) => node,
         None => node_of_host(&config)?,
     };
-    let daemon = daemon::Daemon::new(&config, &node)?;
+    let daemon = Daemon::new(&config, &node)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

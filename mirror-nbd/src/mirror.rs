@@ -11,8 +11,9 @@ use crate::ring::Ring;
 use mirror_core::config::{self, Config, Metadata, Side};
 use mirror_core::control::{Command, MirrorStatus};
 use mirror_core::error::{ErrorId, Refusal};
+use mirror_core::limits::DEFAULT_LEASE;
 use mirror_core::node::{MetadataPlace, Node, NodeConfig};
-use mirror_core::types::{BootId, DiskState, Role};
+use mirror_core::types::{ArbiterId, BootId, DiskState, Role};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -270,6 +271,8 @@ impl Mirror {
                 Metadata::External(_) => MetadataPlace::External,
             },
             stall_timeout: self.config.stall_timeout,
+            arbiter: ArbiterId::NONE,
+            lease: DEFAULT_LEASE,
         }
     }
 

@@ -5,6 +5,7 @@
 //! transaction leaves the one before it in force, and no write that needed the torn one was begun.
 
 use super::{ACTIVITY_LOG_BLOCKS, META_BLOCK, checksum};
+use crate::fields::MAX_COUNTER;
 use crate::limits::ACTIVITY_LOG_SLOTS;
 use crate::types::ReplicaId;
 use std::mem::offset_of;
@@ -75,8 +76,9 @@ impl Transaction {
         })
     }
 
-    /// The log in force, from the ring's blocks. `None` when no block verifies: then nothing is
-    /// known and every extent counts as active.
+    /// The log in force, from the ring's blocks. `None` when no block verifies, or when the highest
+    /// sequence is one that no life counts to: then nothing is known and every extent counts as
+    /// active.
     pub fn newest<'a>(
         blocks: impl Iterator<Item = &'a [u8]>,
         replica: ReplicaId,
@@ -84,6 +86,7 @@ impl Transaction {
         blocks
             .filter_map(|block| Transaction::decode(block, replica))
             .max_by_key(|transaction| transaction.sequence)
+            .filter(|transaction| transaction.sequence <= MAX_COUNTER)
     }
 }
 
@@ -123,6 +126,23 @@ mod tests {
             Transaction::newest(blocks.iter().map(|b| &b[..]), ReplicaId(8)),
             None
         );
+    }
+
+    /// Counting on from it would overflow, and an older block must not take its place.
+    #[test]
+    fn a_sequence_beyond_belief_makes_the_log_unknown() {
+        let replica = ReplicaId(9);
+        let newest = |sequences: [u64; 2]| {
+            let blocks = sequences.map(|sequence| {
+                let extents = vec![1];
+                Transaction { sequence, extents }.encode(replica)
+            });
+            let newest = Transaction::newest(blocks.iter().map(|b| &b[..]), replica);
+            newest.map(|transaction| transaction.sequence)
+        };
+        assert_eq!(newest([MAX_COUNTER - 1, MAX_COUNTER]), Some(MAX_COUNTER));
+        assert_eq!(newest([4, MAX_COUNTER + 1]), None);
+        assert_eq!(newest([4, u64::MAX]), None);
     }
 
     /// docs/format.md, "Activity log block".

@@ -36,7 +36,8 @@ pub enum Trust {
 /// A generation that was noted before the right to it was asked for (design.md R2).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Proposal {
-    /// The generation.
+    /// The generation. Where both are to hold a generation that one holds already, only its id is
+    /// of use: the id of the value to be in the arbiter's register.
     pub generation: Generation,
     /// Whether both replicas, or only this one, would hold it.
     pub holders: Holders,

@@ -51,7 +51,8 @@ impl Node {
         let at_rest = self.transition.is_idle()
             && self.records.is_settled()
             && self.ops.peer_writes == 0
-            && self.outdated_by.is_none();
+            && self.outdated_by.is_none()
+            && !self.awaits_settling();
         if !at_rest {
             return;
         }
@@ -89,7 +90,7 @@ impl Node {
             mirror: record.mirror,
             replica: record.replica,
             peer_replica: record.peer_replica,
-            arbiter: record.arbiter,
+            arbiter: self.arbiter(),
             data_size: record.data_size,
             mirror_size: record.mirror_size,
             generation: record.generation,
@@ -180,6 +181,14 @@ impl Node {
             );
             return;
         }
+        if self.lost_right_to(&theirs) {
+            self.lose_link("it went on alone", AfterLoss::Search);
+            self.lost_right(theirs.generation);
+            return;
+        }
+        let Link::Agreeing(agreement) = &mut self.link else {
+            return;
+        };
         let verdict = decide(&agreement.mine, &theirs);
         agreement.verdict = Some(verdict);
         agreement.theirs = Some(theirs);
@@ -217,7 +226,7 @@ impl Node {
                 ));
             }
         }
-        if theirs.arbiter != self.record.arbiter {
+        if theirs.arbiter != self.arbiter() {
             return Err(Refusal::new(
                 ErrorId::PeerForeign,
                 "the peer obeys another arbiter; compare the configuration files of both nodes",

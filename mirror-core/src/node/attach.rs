@@ -21,6 +21,7 @@ impl Node {
     /// The store was opened.
     pub(super) fn attach(&mut self, store_size: u64, boot: BootId) {
         self.boot = boot;
+        self.arbitration.started = self.now;
         match Layout::new(store_size, self.config.metadata) {
             Ok(layout) => self.layout = layout,
             Err(error) => return self.fail_attach(ErrorId::StoreTooSmall, &error.to_string()),
@@ -114,6 +115,13 @@ impl Node {
                 ));
             }
         }
+        if self.arbiter() != config.arbiter {
+            return Err(Refusal::new(
+                ErrorId::MetadataForeign,
+                "the mirror's record is kept with another arbiter than the configuration names; \
+                 correct the configuration",
+            ));
+        }
         Ok(())
     }
 
@@ -187,7 +195,7 @@ impl Node {
             self.save_bitmap();
         } else if !self.log.is_saved() {
             self.write_log();
-        } else if self.record.proposal.is_some() {
+        } else if self.record.proposal.is_some() && !self.is_arbitrated() {
             // Without an arbiter nobody else can have seen it, and nothing was done by it.
             self.record.proposal = None;
             self.commit(Then::Nothing);

@@ -18,7 +18,7 @@
 
 use crate::control::CommandOutcome;
 use crate::error::Refusal;
-use crate::types::{BootId, ByteRange};
+use crate::types::{BootId, ByteRange, Register};
 use crate::wire::Header;
 
 /// A disk operation of the core, unique within one node's life.
@@ -36,6 +36,35 @@ pub struct ConnectionId(pub u64);
 /// An operator's command as the driver numbers it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, PartialOrd, Ord)]
 pub struct CommandId(pub u64);
+
+/// A question to the arbiter, unique within one node's life; later ones are greater.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, PartialOrd, Ord)]
+pub struct AskId(pub u64);
+
+/// What is asked of the arbiter: one register per mirror, compare-and-swap.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ArbiterRequest {
+    /// What does the register hold?
+    Read,
+    /// If it holds exactly `expected`, let it hold `new`, durably.
+    Swap {
+        /// The whole value it must hold; `None` for no value.
+        expected: Option<Register>,
+        /// The value to be.
+        new: Register,
+    },
+}
+
+/// What the arbiter answers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ArbiterAnswer {
+    /// To a read: the register holds this.
+    Value(Option<Register>),
+    /// To a swap: done.
+    Swapped,
+    /// To a swap: not done, the register holds this.
+    Refused(Option<Register>),
+}
 
 /// A buffer of the driver with guest data in it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -147,6 +176,18 @@ pub enum PrimaryMode {
     Force,
 }
 
+impl PrimaryMode {
+    /// Whether the mirror's first generation is asked for.
+    pub fn is_initial(self) -> bool {
+        matches!(self, PrimaryMode::Initial | PrimaryMode::InitialAssumeClean)
+    }
+
+    /// Whether rules are overridden.
+    pub fn is_forced(self) -> bool {
+        self == PrimaryMode::Force
+    }
+}
+
 /// Everything that can happen to a node.
 #[derive(Debug)]
 pub enum Input {
@@ -205,6 +246,13 @@ pub enum Input {
     Heard {
         /// On which connection.
         connection: ConnectionId,
+    },
+    /// The arbiter answered. A question that is never answered needs no input: the core asks again.
+    Arbiter {
+        /// Which question; of a life of this node, not of an earlier one.
+        ask: AskId,
+        /// What it said.
+        answer: ArbiterAnswer,
     },
     /// An operator asks for something.
     Command {
@@ -293,6 +341,13 @@ pub enum Action {
         header: Header,
         /// The payload.
         body: Body,
+    },
+    /// Ask the arbiter. The request may be sent once, late or never; it must not be sent twice.
+    AskArbiter {
+        /// To be given back in [`Input::Arbiter`].
+        ask: AskId,
+        /// What.
+        request: ArbiterRequest,
     },
     /// Answer a guest. A read's payload goes back to the driver with it.
     Complete {

@@ -39,6 +39,7 @@ impl Node {
             && (!self.transition.is_idle()
                 || self.link.is_agreeing()
                 || self.outdated_by.is_some()
+                || self.awaits_settling()
                 || self.invalidating.is_some());
         for at in 0..self.commands.len() {
             let (command, what) = self.commands[at];
@@ -97,7 +98,7 @@ impl Node {
     }
 
     fn primary_command(&mut self, command: CommandId, mode: PrimaryMode) -> Looked {
-        let initial = matches!(mode, PrimaryMode::Initial | PrimaryMode::InitialAssumeClean);
+        let initial = mode.is_initial();
         if self.role == Role::Primary && !self.serving {
             return Looked::Wait;
         }
@@ -137,7 +138,7 @@ impl Node {
         command: CommandId,
         mode: PrimaryMode,
     ) -> Result<Option<Kind>, Refusal> {
-        let initial = matches!(mode, PrimaryMode::Initial | PrimaryMode::InitialAssumeClean);
+        let initial = mode.is_initial();
         let unborn = self.record.generation.is_unborn();
         let (peer, mirror) = (self.config.peer.clone(), self.config.mirror.clone());
         if initial && !unborn {
@@ -235,7 +236,7 @@ impl Node {
                 let lineage = Lineage {
                     mirror: MirrorId((self.id_source.0)()),
                     mirror_size,
-                    generation: self.next_generation(),
+                    generation: self.first_generation(Holders::Both),
                     ancestry: Vec::new(),
                     whole: true,
                 };
@@ -275,12 +276,18 @@ impl Node {
         );
         match mode {
             PrimaryMode::Initial | PrimaryMode::InitialAssumeClean => Vec::new(),
-            PrimaryMode::Ordinary if self.was_sole => Vec::new(),
+            PrimaryMode::Ordinary if self.was_sole || self.is_arbitrated() => Vec::new(),
             PrimaryMode::Ordinary => vec![unarbitrated],
-            PrimaryMode::Force => vec![
-                format!("forced: writes that only {peer} acknowledged are not in this copy"),
-                unarbitrated,
-            ],
+            PrimaryMode::Force => {
+                let lost =
+                    format!("forced: writes that only {peer} acknowledged are not in this copy");
+                let risk = if self.is_arbitrated() {
+                    format!("the right was taken from {peer}: it must be down")
+                } else {
+                    unarbitrated
+                };
+                vec![lost, risk]
+            }
         }
     }
 

@@ -58,6 +58,7 @@ impl Node {
                 self.apply_becoming_target(&lineage, peer_replica);
             }
             Kind::Outdate { .. } => self.record.trust = Trust::Outdated,
+            Kind::Settle { outcome } => self.apply_settled(outcome),
             Kind::Leave { .. } => {}
         }
     }
@@ -78,6 +79,7 @@ impl Node {
         }
         self.record.trust = Trust::UpToDate;
         self.record.holders = Holders::Both;
+        self.record.proposal = None;
         self.record.in_sync_boot = self.boot;
         self.record.last_common = self.record.generation;
         self.record.all_dirty = false;
@@ -85,7 +87,10 @@ impl Node {
     }
 
     fn apply_becoming_target(&mut self, lineage: &Lineage, peer_replica: ReplicaId) {
+        let arbiter = self.arbiter();
         let record = &mut self.record;
+        record.arbiter = arbiter;
+        record.proposal = None;
         record.adopt_history(lineage.generation, &lineage.ancestry);
         record.mirror = lineage.mirror;
         record.mirror_size = lineage.mirror_size;
@@ -107,7 +112,8 @@ impl Node {
     }
 
     fn apply_promotion_alone(&mut self, mode: PrimaryMode, size: u64, generation: Generation) {
-        let first = matches!(mode, PrimaryMode::Initial | PrimaryMode::InitialAssumeClean);
+        let first = mode.is_initial();
+        self.record.arbiter = self.arbiter();
         if first {
             self.record.mirror = MirrorId((self.id_source.0)());
             self.record.mirror_size = size;
@@ -136,6 +142,7 @@ impl Node {
     }
 
     fn apply_promotion_together(&mut self, lineage: &Lineage) {
+        self.record.arbiter = self.arbiter();
         self.record.begin_generation(lineage.generation);
         if !lineage.whole {
             return;
@@ -201,6 +208,7 @@ impl Node {
             Kind::FinishTarget => self.target_finished(),
             Kind::Widen => self.widened(),
             Kind::Outdate { .. } => self.disk = DiskState::Outdated,
+            Kind::Settle { outcome } => self.proposal_settled(outcome),
             Kind::Leave { command } => {
                 self.done(command, Vec::new());
                 self.close();

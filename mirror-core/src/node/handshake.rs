@@ -113,11 +113,13 @@ impl<'a> History<'a> {
         }
     }
 
-    /// The history without its last generation, in which nothing was written (design.md R3). At
-    /// the very first generation there is nothing to go back to.
-    fn withdrawn(self, used: bool) -> Option<History<'a>> {
-        let (parent, ancestry) = self.ancestry.split_first()?;
-        (!used).then_some(History {
+    /// The history of `hello` without its last generation, if nothing was written in that one and
+    /// it is not in the register (design.md R3). At the very first generation there is nothing to
+    /// go back to.
+    fn withdrawn(hello: &'a Hello) -> Option<History<'a>> {
+        let (parent, ancestry) = hello.ancestry.split_first()?;
+        let stands = hello.used || hello.is_registered_sole();
+        (!stands).then_some(History {
             generation: *parent,
             ancestry,
         })
@@ -271,8 +273,8 @@ fn equal(me: &Hello, peer: &Hello, strangers: bool) -> Verdict {
 /// Both went on from a common ancestor. A generation in which nothing was written is withdrawn
 /// first; what is left is a split brain, which only an operator resolves.
 fn diverged(me: &Hello, peer: &Hello, strangers: bool) -> Verdict {
-    let mine = History::of(me).withdrawn(me.used);
-    let theirs = History::of(peer).withdrawn(peer.used);
+    let mine = History::withdrawn(me);
+    let theirs = History::withdrawn(peer);
     if mine.is_some() || theirs.is_some() {
         let mine_left = mine.unwrap_or(History::of(me));
         let theirs_left = theirs.unwrap_or(History::of(peer));

@@ -258,7 +258,7 @@ impl Node {
         };
         self.timers
             .set(Timer::Handshake, self.now.after(ARRIVAL_PATIENCE));
-        self.send(Header::bare(FrameType::Ping, 0, 0));
+        self.ping();
     }
 
     /// A connection is gone.
@@ -371,6 +371,7 @@ impl Node {
         if self.replicating() {
             self.resend_to_peer();
         }
+        self.begin_leasing();
         self.acknowledgements_due = true;
     }
 
@@ -399,7 +400,13 @@ impl Node {
     }
 
     fn heartbeat_interval(&self) -> Duration {
-        (self.config.stall_timeout / 8).clamp(Duration::from_millis(10), Duration::from_millis(250))
+        let slowest = if self.is_arbitrated() {
+            self.config.lease / 8
+        } else {
+            Duration::from_millis(250)
+        };
+        let interval = (self.config.stall_timeout / 8).min(slowest);
+        interval.clamp(Duration::from_millis(10), Duration::from_millis(250))
     }
 
     /// A frame of the peer is proof of life.
@@ -418,6 +425,10 @@ impl Node {
         let late = self.now.since(self.heartbeat_due);
         self.heartbeat_due = self.now.after(interval);
         self.timers.set(Timer::Heartbeat, self.heartbeat_due);
+        if late > self.config.lease / 4 {
+            // As below: the peer's lease may be waiting to be read.
+            self.begin_leasing();
+        }
         let oldest = self.oldest_wait_for_peer();
         let Some(session) = self.link.session_mut() else {
             return;
@@ -439,8 +450,10 @@ impl Node {
             );
         } else if slow {
             self.lose_link("it held a write for the stall timeout", AfterLoss::BackOff);
+        } else if self.requests.len() > 0 && self.lease_runs_out() {
+            self.lose_link("it gives no lease", AfterLoss::BackOff);
         } else {
-            self.send(Header::bare(FrameType::Ping, 0, 0));
+            self.ping();
         }
     }
 

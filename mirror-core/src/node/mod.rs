@@ -12,6 +12,7 @@
 //! | `records` | making superblock, bitmap and log durable |
 //! | `link` | finding the peer, and noticing that it is gone |
 //! | `agreement`, `handshake` | the handshake's exchange, and its truth table |
+//! | `arbitration` | the right to go on alone, and leases |
 //! | `transition`, `effect` | changes of role, generation and holders, stage by stage |
 //! | `resync` | making the peer's replica equal again |
 //! | `replica` | the peer's writes on this disk |
@@ -19,6 +20,7 @@
 
 mod activity;
 mod agreement;
+mod arbitration;
 mod attach;
 pub mod boundary;
 mod commands;
@@ -41,10 +43,11 @@ use crate::meta::Layout;
 use crate::meta::activity_log::Transaction;
 use crate::meta::bitmap::Bitmap;
 use crate::meta::superblock::Superblock;
-use crate::types::{BootId, ByteRange, DiskState, Generation, ReplicaId, Role, Time};
+use crate::types::{ArbiterId, BootId, ByteRange, DiskState, Generation, ReplicaId, Role, Time};
 use crate::wire::message::{Hello, PeerState};
 use crate::wire::{FrameType, Header};
 use activity::ActivityLog;
+use arbitration::Arbitration;
 use boundary::{
     Action, Actions, Body, Command, CommandId, ConnectionId, DiskError, Event, GuestError, Input,
     Payload, Severity,
@@ -77,6 +80,11 @@ pub struct NodeConfig {
     pub metadata: MetadataPlace,
     /// How long a silent peer may hold a guest's write (design.md R11).
     pub stall_timeout: Duration,
+    /// Whom the mirror's record is kept with; [`ArbiterId::NONE`] for nobody. The driver reaches
+    /// it on [`boundary::Action::AskArbiter`].
+    pub arbiter: ArbiterId,
+    /// How long the peer's word lets a Primary answer reads (design.md R4); both nodes alike.
+    pub lease: Duration,
 }
 
 /// Where a replica's metadata is kept.
@@ -156,6 +164,7 @@ pub struct Node {
     // The peer.
     link: Link,
     transition: Transition,
+    arbitration: Arbitration,
     heartbeat_due: Time,
     slow_peer: SlowPeer,
     /// A hello that came before this node was at rest.
@@ -224,6 +233,7 @@ impl Node {
             counters: Totals::default(),
             link: Link::StandAlone,
             transition: Transition::default(),
+            arbitration: Arbitration::default(),
             heartbeat_due: Time::default(),
             slow_peer: SlowPeer::default(),
             early_hello: None,
@@ -262,6 +272,7 @@ impl Node {
                 body,
             } => self.frame(connection, header, body),
             Input::Heard { connection } => self.part_arrived(connection),
+            Input::Arbiter { ask, answer } => self.arbiter_answers(ask, answer),
             Input::Command { command, what } => self.command_arrives(command, what),
         }
         while let Some(timer) = self.timers.take_due(now) {
@@ -317,6 +328,8 @@ impl Node {
             return;
         }
         self.start_waiting_transition();
+        self.settle_proposal();
+        self.prefer_peer_to_arbiter();
         self.try_greet();
         self.retry_gate();
         self.retry_held_frames();
@@ -327,6 +340,7 @@ impl Node {
             self.retry_acknowledgements();
             self.start_waiting_transition();
         }
+        self.watch_lease();
         self.pump_resync();
         self.forget_all_dirty();
         self.tell_peer();
@@ -351,6 +365,9 @@ impl Node {
             // The waiting command is looked at again, and finds its patience gone.
             Timer::CommandPatience => {}
             Timer::Invalidation => self.invalidation_timed_out(),
+            Timer::Arbiter => self.arbiter_is_late(),
+            // Who waits for a lease, or for its end, is looked at again.
+            Timer::Lease => self.acknowledgements_due = true,
         }
     }
 
@@ -422,8 +439,8 @@ impl Node {
         }
         self.heard_peer();
         match (header.kind, body) {
-            (FrameType::Ping, _) => self.send(Header::bare(FrameType::Pong, 0, header.id)),
-            (FrameType::Pong, _) => {}
+            (FrameType::Ping, _) => self.answer_ping(header.id),
+            (FrameType::Pong, _) => self.ping_answered(header),
             (FrameType::Goodbye, Body::Control(bytes)) => self.peer_says_goodbye(&bytes),
             (_, body) if self.link.session().is_some() => self.session_frame(header, body),
             (_, body) => self.agreement_frame(header, body),

@@ -57,13 +57,15 @@ pub(super) struct Operations {
     free: Vec<u32>,
     /// Operations that write data for the peer.
     pub(super) peer_writes: usize,
+    /// Operations for guests, also for those that were answered with an error meanwhile.
+    pub(super) guests: usize,
 }
 
 impl Operations {
     /// Registers an operation that is about to start.
     pub(super) fn start(&mut self, purpose: Purpose) -> OpId {
-        if matches!(purpose, Purpose::Peer { .. } | Purpose::PeerFlush { .. }) {
-            self.peer_writes += 1;
+        if let Some(count) = self.count(purpose) {
+            *count += 1;
         }
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
@@ -83,10 +85,23 @@ impl Operations {
         let purpose = self.slots[index].take()?;
         self.generations[index] = self.generations[index].wrapping_add(1);
         self.free.push(index as u32);
-        if matches!(purpose, Purpose::Peer { .. } | Purpose::PeerFlush { .. }) {
-            self.peer_writes -= 1;
+        if let Some(count) = self.count(purpose) {
+            *count -= 1;
         }
         Some(purpose)
+    }
+
+    fn count(&mut self, purpose: Purpose) -> Option<&mut usize> {
+        match purpose {
+            Purpose::Peer { .. } | Purpose::PeerFlush { .. } => Some(&mut self.peer_writes),
+            Purpose::Guest(_) => Some(&mut self.guests),
+            _ => None,
+        }
+    }
+
+    /// Whether nothing that was submitted for guests or the peer is on its way to the disk.
+    pub(super) fn is_drained(&self) -> bool {
+        self.peer_writes == 0 && self.guests == 0
     }
 
     /// Operations in flight.

@@ -387,6 +387,7 @@ impl Node {
         for key in self.requests.keys() {
             self.try_acknowledge(key);
         }
+        self.retry_late_reads();
     }
 
     /// Gives a range back and lets those go on that waited for it.
@@ -416,11 +417,14 @@ impl Node {
         self.requests.granted = granted;
     }
 
+    /// Answers a read whose data is here, unless it may have seen a write that is not acknowledged
+    /// yet, or the peer may serve by now.
     fn answer_read(&mut self, key: RequestKey, payload: Payload, ticket: u64) {
+        let may_answer = self.may_answer_reads();
         let Some(guest) = self.requests.find(key) else {
             return;
         };
-        if self.locks.written_since(guest.range, ticket) {
+        if self.locks.written_since(guest.range, ticket) || !may_answer {
             guest.stage = Stage::AwaitingWrites { payload, ticket };
             self.requests.late_reads.push(key);
         } else {
@@ -536,6 +540,7 @@ impl Node {
             && self.record.holders != Holders::Sole
             && !self.replicating()
             && !self.link.is_agreeing()
-            && self.requests.any_needs_peer()
+            && (self.requests.any_needs_peer()
+                || (self.requests.len() > 0 && self.lease_runs_out()))
     }
 }

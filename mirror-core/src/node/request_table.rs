@@ -49,7 +49,8 @@ pub(super) enum Stage {
     AwaitingGate,
     /// Submitted.
     InFlight { local: Half, peer: Half },
-    /// A read whose data is here, but a write it may have seen is not acknowledged yet.
+    /// A read whose data is here, but a write it may have seen is not acknowledged yet, or there is
+    /// no lease.
     AwaitingWrites { payload: Payload, ticket: u64 },
 }
 

@@ -3,7 +3,7 @@
 use super::Node;
 use super::link::Mode;
 use super::request_table::Kind;
-use crate::control::{Counters, Direction, MirrorStatus, ResyncStatus};
+use crate::control::{Arbitration, Counters, Direction, MirrorStatus, ResyncStatus};
 use crate::types::{DiskState, Holders, Role, Time};
 
 /// Running totals of completed guest requests and resyncs.
@@ -57,7 +57,11 @@ impl Node {
                 Holders::Sole | Holders::Widening => vec![me],
                 Holders::Peer => vec![peer],
             },
-            arbitration: "unarbitrated".to_owned(),
+            arbitration: match (self.is_arbitrated(), self.is_asking()) {
+                (false, _) => Arbitration::Unarbitrated,
+                (true, false) => Arbitration::Arbitrated,
+                (true, true) => Arbitration::Asking,
+            },
             size_bytes: self.record.mirror_size,
             dirty_bytes: self.bitmap.dirty_bytes(),
             unsettled_bytes: self.log.unsettled_bytes(),
@@ -94,6 +98,7 @@ impl Node {
     fn reasons(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         self.link_reasons(&mut reasons);
+        reasons.extend(self.arbitration_reason());
         if self.resync_is_held() {
             reasons.push("the resync is held; `kagami resync resume` lets it go on".to_owned());
         }

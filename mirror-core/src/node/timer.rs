@@ -17,15 +17,21 @@ pub(super) enum Timer {
     CommandPatience,
     /// An invalidation that has not found the peer again is given up.
     Invalidation,
+    /// The arbiter has not answered.
+    Arbiter,
+    /// A lease has run half its time, or those are over that this node gave.
+    Lease,
 }
 
-const TIMERS: [Timer; 6] = [
+const TIMERS: [Timer; 8] = [
     Timer::Heartbeat,
     Timer::Handshake,
     Timer::Reconnect,
     Timer::Checkpoint,
     Timer::CommandPatience,
     Timer::Invalidation,
+    Timer::Arbiter,
+    Timer::Lease,
 ];
 
 /// The deadlines.

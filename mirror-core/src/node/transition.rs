@@ -1,16 +1,17 @@
 //! Changes of role, generation and holders: at most one at a time, each a short list of stages.
 //!
 //! The list of a transition *is* its ordering rule: a stage begins only when the one before it is
-//! durable or answered. With an arbiter, its question comes between [`Stage::Note`] and
-//! [`Stage::Record`] (design.md R2).
+//! durable or answered. Without an arbiter [`Stage::AwaitLease`] and [`Stage::Consult`] pass at
+//! once.
 
 use super::Node;
+use super::arbitration::Settled;
 use super::boundary::{Action, CommandId, PrimaryMode};
 use super::link::{Mode, PeerTag};
 use super::operation::Purpose;
 use super::records::Then;
+use super::timer::Timer;
 use crate::error::ErrorId;
-use crate::meta::superblock::Proposal;
 use crate::types::{DiskState, Generation, GenerationId, Holders, ReplicaId, Role, Time};
 use crate::wire::message::{Lineage, text_bytes, text_from};
 use crate::wire::{FrameType, Header};
@@ -53,6 +54,8 @@ pub(super) enum Kind {
     Outdate { generation: Generation },
     /// Drain and flush before the store is closed.
     Leave { command: CommandId },
+    /// Record what became of a swap that an earlier life of the daemon had noted.
+    Settle { outcome: Settled },
 }
 
 /// What a shrinking was for.
@@ -78,8 +81,10 @@ pub(super) enum AfterDemote {
 /// One step of a transition.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Stage {
-    /// The peer's writes that were submitted to this disk complete.
+    /// What was submitted to this disk for the peer or for guests completes.
     Drain,
+    /// The leases end that this node gave, or may have given before it was restarted.
+    AwaitLease,
     /// Everything that was submitted to this disk completes.
     Rest,
     /// What completed on this disk becomes durable.
@@ -90,6 +95,8 @@ pub(super) enum Stage {
     Note,
     /// The intention becomes durable in both slots: it gives a right up.
     NoteTwice,
+    /// The arbiter agrees: the register names the holders to be.
+    Consult,
     /// The peer answers.
     Ask,
     /// The bitmap on disk becomes the one in memory, and the activity log empty.
@@ -105,16 +112,35 @@ impl Kind {
     fn stages(&self) -> &'static [Stage] {
         use Stage::*;
         match self {
-            Kind::Shrink { .. } => &[Flush, Note, RecordTwice],
-            Kind::PromoteAlone { .. } => &[Drain, Flush, Note, RecordTwice],
+            Kind::Shrink { .. } => &[AwaitLease, Flush, Note, Consult, RecordTwice],
+            Kind::PromoteAlone { .. } => &[Drain, AwaitLease, Flush, Note, Consult, RecordTwice],
             Kind::OfferSync { .. } => &[Record],
+            Kind::PromoteTogether { lineage, .. } if lineage.whole => {
+                &[Flush, Note, Consult, Ask, Record]
+            }
             Kind::PromoteTogether { .. } => &[Flush, Ask, Record],
             Kind::Grant { .. } | Kind::Agree | Kind::FinishTarget => &[Flush, Record],
             Kind::Demote { .. } => &[FlushBoth, Save, Record],
             Kind::BecomeTarget { .. } => &[Drain, RecordTwice],
-            Kind::Widen => &[NoteTwice, Ask, Record],
-            Kind::Outdate { .. } => &[RecordTwice],
+            Kind::Widen => &[NoteTwice, Ask, Consult, Record],
+            Kind::Outdate { .. } | Kind::Settle { .. } => &[RecordTwice],
             Kind::Leave { .. } => &[Drain, Flush, Rest],
+        }
+    }
+
+    /// The command that waits for it, if any.
+    pub(super) fn command(&self) -> Option<CommandId> {
+        match self {
+            Kind::PromoteAlone { command, .. }
+            | Kind::PromoteTogether { command, .. }
+            | Kind::Shrink {
+                after: AfterShrink::Disconnect { command },
+            }
+            | Kind::Leave { command }
+            | Kind::Demote {
+                then: AfterDemote::Answer(command) | AfterDemote::Leave(command),
+            } => Some(*command),
+            _ => None,
         }
     }
 }
@@ -181,6 +207,9 @@ impl Node {
         );
         let generation = match &kind {
             Kind::PromoteTogether { lineage, .. } => lineage.generation,
+            Kind::PromoteAlone { mode, .. } if mode.is_initial() => {
+                self.first_generation(Holders::Sole)
+            }
             _ => self.next_generation(),
         };
         self.transition.serial = self.transition.serial.wrapping_add(1);
@@ -220,6 +249,8 @@ impl Node {
         match self.transition.stage() {
             None => self.complete_transition(),
             Some(Stage::Drain | Stage::Save | Stage::Rest) => self.poll_transition(),
+            Some(Stage::AwaitLease) => self.await_leases(),
+            Some(Stage::Consult) => self.consult(),
             Some(Stage::Flush) => self.flush_for_step(),
             Some(Stage::FlushBoth) => self.flush_both(),
             Some(Stage::Note) => {
@@ -239,6 +270,14 @@ impl Node {
                 self.apply();
                 self.commit_both(Then::Step);
             }
+        }
+    }
+
+    fn await_leases(&mut self) {
+        if self.may_ask_now() {
+            self.transition_step();
+        } else {
+            self.timers.set(Timer::Lease, self.may_ask_from());
         }
     }
 
@@ -303,7 +342,8 @@ impl Node {
     /// Moves the stages on that wait for something other than an answer.
     pub(super) fn poll_transition(&mut self) {
         match self.transition.stage() {
-            Some(Stage::Drain) if self.ops.peer_writes == 0 => self.transition_step(),
+            Some(Stage::Drain) if self.ops.is_drained() => self.transition_step(),
+            Some(Stage::AwaitLease) if self.may_ask_now() => self.transition_step(),
             Some(Stage::Rest) if self.ops.len() == 0 => self.transition_step(),
             Some(Stage::Save) => {
                 // Everything is durable on both, or marked in the bitmap.
@@ -328,12 +368,9 @@ impl Node {
         };
         if active.kind == Kind::Widen {
             self.record.holders = Holders::Widening;
-        } else {
-            self.record.proposal = Some(Proposal {
-                generation: active.generation,
-                holders: Holders::Sole,
-            });
         }
+        self.record.proposal = self.proposal_of(&active.kind, active.generation);
+        self.begin_leasing();
     }
 
     fn ask(&mut self) {
@@ -447,9 +484,15 @@ impl Node {
                 self.transition.active = None;
                 self.refuse(command, ErrorId::LostPeer, "the peer was lost; try again");
             }
-            (Kind::Widen, Some(Stage::Ask)) | (Kind::BecomeTarget { .. }, Some(Stage::Drain)) => {
+            (Kind::Widen, Some(Stage::Ask)) => {
                 self.transition.active = None;
+                if self.is_arbitrated() {
+                    // No swap was sent, so none will land.
+                    let outcome = Settled::Void;
+                    self.begin_transition(Kind::Settle { outcome });
+                }
             }
+            (Kind::BecomeTarget { .. }, Some(Stage::Drain)) => self.transition.active = None,
             (Kind::Demote { .. }, Some(Stage::FlushBoth)) => {
                 active.flushes.1 = false;
                 self.step_if_both_flushed();
@@ -460,26 +503,12 @@ impl Node {
 
     /// The disk is gone: whatever was under way has failed.
     pub(super) fn abort_transition(&mut self) {
+        self.abandon_consultation();
         let Some(active) = self.transition.active.take() else {
             return;
         };
-        let command = match active.kind {
-            Kind::PromoteAlone { command, .. }
-            | Kind::PromoteTogether { command, .. }
-            | Kind::Shrink {
-                after: AfterShrink::Disconnect { command },
-            }
-            | Kind::Leave { command }
-            | Kind::Demote {
-                then: AfterDemote::Answer(command) | AfterDemote::Leave(command),
-            } => command,
-            _ => return,
-        };
-        self.refuse(
-            command,
-            ErrorId::DiskFailed,
-            "the local disk reported an error",
-        );
+        let text = "the local disk reported an error";
+        self.refuse_kind(active.kind, ErrorId::DiskFailed, text);
     }
 
     /// Starts the transition that circumstances ask for, if none is under way.

@@ -212,6 +212,25 @@ impl Checker {
         ))
     }
 
+    /// Whether a durable image that holds every acknowledged write may hold this value.
+    pub fn present_allowed(&mut self, number: u64, value: u64) -> Result<(), String> {
+        let sector = self.sector(number);
+        let current = |v: &&Version| v.superseded == NEVER;
+        if sector
+            .versions
+            .iter()
+            .filter(current)
+            .any(|v| v.stamp == value)
+        {
+            return Ok(());
+        }
+        Err(format!(
+            "{} is on stable storage in sector {number}; present are {}",
+            describe(value),
+            words(sector.versions.iter().filter(current))
+        ))
+    }
+
     /// The last copy that held everything lost power: what was not flushed may be undone.
     pub fn all_copies_lost_power(&mut self) {
         let now = self.tick();

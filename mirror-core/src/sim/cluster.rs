@@ -1,6 +1,7 @@
 //! The world: a virtual clock, the event queue, and the parts that events are handed to.
 
 use super::Stats;
+use super::arbiter::{Arbiter, Asker, Message};
 use super::checker::Checker;
 use super::client::Client;
 use super::disk::Blank;
@@ -22,10 +23,25 @@ const MOST_EVENTS: u64 = 3_000_000;
 /// Something that happens at a point in time.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Event {
-    Disk { host: usize, life: u32, op: OpId },
-    Tick { host: usize, life: u32, at: Time },
+    Disk {
+        host: usize,
+        life: u32,
+        op: OpId,
+    },
+    Tick {
+        host: usize,
+        life: u32,
+        at: Time,
+    },
     Network(NetworkEvent),
-    Start { host: usize },
+    Arbiter {
+        asker: Asker,
+        epoch: u32,
+        message: Message,
+    },
+    Start {
+        host: usize,
+    },
     Client,
     Operator,
     Fault,
@@ -80,6 +96,7 @@ pub(super) struct Cluster {
     pub phase: Phase,
     pub hosts: [Host; 2],
     pub network: Network,
+    pub arbiter: Arbiter,
     pub client: Client,
     pub operator: Operator,
     pub checker: Checker,
@@ -101,6 +118,7 @@ impl Cluster {
         let hosts = [0, 1].map(|index| Host::new(&options, index, rng.fork()));
         let max_delay = options.network_delay.as_nanos() as u64;
         let network = Network::new(options.initiator, max_delay, rng.fork());
+        let arbiter = Arbiter::new(max_delay, rng.fork());
         let client = Client::new(&options, rng.fork());
         let blank: Blank = options.blank(options.first_primary);
         let sectors = options.layout().data_size / SECTOR;
@@ -109,6 +127,7 @@ impl Cluster {
             phase: Phase::Setup,
             hosts,
             network,
+            arbiter,
             client,
             operator: Operator::new(rng.fork()),
             checker: Checker::new(sectors, Box::new(move |sector| blank.sector(sector))),
@@ -161,6 +180,11 @@ impl Cluster {
                     self.heard(host, heard);
                 }
             }
+            Event::Arbiter {
+                asker,
+                epoch,
+                message,
+            } => self.arbiter_hears(asker, epoch, message),
             Event::Start { host } => self.start(host),
             Event::Client => self.client_step(),
             Event::Operator => self.operator_step(),
@@ -182,6 +206,7 @@ impl Cluster {
             Event::Operator => (11, 0),
             Event::Fault => (12, 0),
             Event::Watch => (13, 0),
+            Event::Arbiter { asker, .. } => (14 + asker.host as u64, asker.ask.0),
         };
         self.trace.fold(self.now.0);
         self.trace.fold(kind << 56 ^ detail);

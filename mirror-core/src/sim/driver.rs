@@ -108,6 +108,10 @@ impl Cluster {
                     .send(now, h, connection, frame, &mut self.later);
                 Ok(())
             }
+            Action::AskArbiter { ask, request } => {
+                self.ask_arbiter(h, ask, request);
+                Ok(())
+            }
             Action::Complete { request, result } => {
                 let result = match result {
                     Ok(Some(payload)) => Ok(Some(process.buffers.release(&payload)?)),

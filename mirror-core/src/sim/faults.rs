@@ -1,6 +1,7 @@
 //! What goes wrong: crashes, power losses, cuts, stalls and slow disks, at random.
 
 use super::cluster::{Cluster, Event, Phase};
+use super::options::Arbitration;
 use super::split_brain::SplitBrain;
 use crate::types::{BootId, Time};
 use std::time::Duration;
@@ -29,6 +30,15 @@ impl Cluster {
             return;
         }
         let h = self.rng.usize(0..2);
+        if self.options.is_arbitrated() && self.rng.u8(0..4) == 0 {
+            self.arbiter_fault(h);
+            if self.rng.bool() {
+                return self.next_fault();
+            }
+            // On top of it comes another, close in time.
+            let soon = self.rng.u64(0..500) * MILLISECOND;
+            return self.schedule(soon, Event::Fault);
+        }
         match self.rng.u8(0..16) {
             0..3 => self.crash(h, Crash::Process),
             3..5 => self.crash(h, Crash::Power),
@@ -59,6 +69,34 @@ impl Cluster {
             }
         }
         self.next_fault();
+    }
+
+    fn arbiter_fault(&mut self, h: usize) {
+        let span = self.rng.u64(50..4000) * MILLISECOND;
+        self.stats.faults.arbiter += 1;
+        match self.rng.u8(0..6) {
+            0 | 1 => {
+                self.tell(h, "cannot reach the arbiter");
+                self.arbiter.part(self.now, h, span);
+            }
+            2 => {
+                self.tell(0, "and b cannot reach the arbiter");
+                self.arbiter.part(self.now, 0, span);
+                self.arbiter.part(self.now, 1, span);
+            }
+            3 | 4 => {
+                self.tell(h, "and its peer find the arbiter slow");
+                self.arbiter.lag(self.now, span);
+            }
+            _ if self.options.arbitration == Arbitration::Wiped => {
+                self.tell(h, "and its peer have an arbiter that forgot everything");
+                self.arbiter.wipe();
+            }
+            _ => {
+                self.tell(h, "and its peer have an arbiter that restarts");
+                self.arbiter.restart(self.now);
+            }
+        }
     }
 
     pub fn next_fault(&mut self) {
@@ -142,6 +180,7 @@ impl Cluster {
     pub fn heal_faults(&mut self) {
         self.network.heal(&mut self.later);
         self.flush_network();
+        self.arbiter.heal(self.now);
         for h in 0..2 {
             self.hosts[h].slow_until = Time(0);
             if self.hosts[h].process.is_none() {

@@ -33,6 +33,8 @@ pub(super) struct Process {
 pub(super) struct Host {
     pub process: Option<Process>,
     pub disk: Disk,
+    /// The id of the replica on the disk.
+    pub replica: ReplicaId,
     pub boot: BootId,
     pub lives: u32,
     pub slow_until: Time,
@@ -47,8 +49,9 @@ impl Host {
     pub fn new(options: &Options, index: usize, mut rng: fastrand::Rng) -> Host {
         let layout = options.layout();
         let mut disk = Disk::new(layout.data_size / SECTOR, options.blank(index), rng.fork());
+        let replica = ReplicaId(rng.u128(1..));
         let new = meta::NewReplica {
-            replica: ReplicaId(rng.u128(1..)),
+            replica,
             cluster: "sim".to_owned(),
             mirror: "r0".to_owned(),
             node: NAMES[index].to_owned(),
@@ -59,6 +62,7 @@ impl Host {
         Host {
             process: None,
             disk,
+            replica,
             boot: BootId(rng.u128(1..)),
             lives: 0,
             slow_until: Time(0),
@@ -85,6 +89,8 @@ impl Cluster {
             peer: NAMES[1 - h].to_owned(),
             metadata: self.options.metadata,
             stall_timeout: self.options.stall_timeout,
+            arbiter: self.options.arbiter(),
+            lease: self.options.lease,
         };
         let mut ids = host.rng.fork();
         host.process = Some(Process {

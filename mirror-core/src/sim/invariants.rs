@@ -2,7 +2,7 @@
 
 use super::cluster::{Cluster, Event, Phase};
 use super::host::NAMES;
-use crate::control::MirrorStatus;
+use crate::control::{Arbitration, MirrorStatus};
 use crate::limits::BLOCK;
 use crate::meta;
 use crate::types::{ByteRange, DiskState, LinkState, Role};
@@ -50,6 +50,7 @@ impl Cluster {
     pub fn watch_step(&mut self) {
         self.custody.watches += 1;
         self.sample_custody();
+        self.check_one_right();
         for h in [0, 1] {
             self.check_stall(h);
             if self.serving(h)
@@ -71,6 +72,14 @@ impl Cluster {
     /// Learns from the node that serves, or did last, who holds everything.
     pub fn sample_custody(&mut self) {
         let serving = (0..2).find(|h| self.serving(*h));
+        if self.options.is_arbitrated() {
+            // The register says who is named, and was looked at when it changed. Where every copy
+            // had lost something, what serves again is the copy that counts from then on.
+            if let Some(h) = serving.filter(|_| self.custody.complete() == 0) {
+                self.custody.lost[h] &= !self.custody.named[h];
+            }
+            return;
+        }
         self.custody.keeper = serving.or(self.custody.keeper);
         let (Some(h), false) = (self.custody.keeper, self.client.blind) else {
             return;
@@ -89,8 +98,7 @@ impl Cluster {
                 self.custody.lost[other] = false;
             }
             if named[other] && !before[other] && self.custody.watches > 0 {
-                let ranges: Vec<_> = self.checker.touched().iter().map(|s| (*s, 1)).collect();
-                if let Err(problem) = self.check_durable_on(other, &ranges) {
+                if let Err(problem) = self.check_flushed_on(other) {
                     self.fail(format!("{} became a holder: {problem}", NAMES[other]));
                 }
             }
@@ -141,6 +149,23 @@ impl Cluster {
                 self.check_durable_on(h, ranges)
                     .map_err(|problem| format!("acknowledged by {}: {problem}", NAMES[by]))?;
             }
+        }
+        Ok(())
+    }
+
+    /// Everything that was flushed is durable on this disk.
+    pub fn check_flushed_on(&mut self, h: usize) -> Result<(), String> {
+        let ranges: Vec<_> = self.checker.touched().iter().map(|s| (*s, 1)).collect();
+        self.check_durable_on(h, &ranges)
+    }
+
+    /// Everything that was acknowledged is durable on this disk, flushed or not.
+    pub fn check_present_on(&mut self, h: usize) -> Result<(), String> {
+        for sector in self.checker.touched() {
+            let value = self.hosts[h].disk.durable(sector);
+            self.checker
+                .present_allowed(sector, value)
+                .map_err(|problem| format!("on the disk of {}, {problem}", NAMES[h]))?;
         }
         Ok(())
     }
@@ -236,12 +261,26 @@ impl Cluster {
         }
     }
 
+    /// R2: two nodes never act alone by right.
+    fn check_one_right(&mut self) {
+        let alone = |h: usize| {
+            self.status(h).is_some_and(|status| {
+                status.arbitration == Arbitration::Arbitrated && status.holders == [NAMES[h]]
+            })
+        };
+        if !self.operator.forced && alone(0) && alone(1) {
+            self.fail("both nodes act as the sole holder".to_owned());
+        }
+    }
+
     /// R11: a silent peer holds a guest no longer than the stall timeout.
     fn check_stall(&mut self, h: usize) {
         if let Some(since) = self.client.oldest(h) {
             let spent = self.now.since(since);
-            let allowed = self.options.stall_timeout * 2 + self.slack();
-            if self.serving(h) && spent > allowed {
+            let allowed = self.options.stall_timeout * 2 + self.options.lease * 2 + self.slack();
+            // Without the arbiter's word there is no bound: no right, no answer.
+            let excused = self.arbiter.is_wiped() || self.arbiter.troubled(self.now);
+            if self.serving(h) && spent > allowed && !excused {
                 self.fail(format!("a request on {} waits for {spent:?}", NAMES[h]));
             }
         }

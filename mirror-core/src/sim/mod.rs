@@ -3,10 +3,11 @@
 //!
 //! The code under test is exactly the shipping core: [`crate::node::Node`] behind its boundary,
 //! driven as the daemon drives it. Each part of the world documents the faults it can have: disks
-//! in `disk.rs`, the link in `network.rs`, machines and daemons in `faults.rs`. What is right is
+//! in `disk.rs`, the link in `network.rs`, the arbiter in `arbiter.rs`, machines and daemons in `faults.rs`. What is right is
 //! decided by two parts that know nothing of a node's insides: `checker.rs` (what a guest may see)
 //! and `invariants.rs` (what must hold across the two disks).
 
+mod arbiter;
 mod buffers;
 mod checker;
 mod client;
@@ -23,7 +24,7 @@ pub mod script;
 mod split_brain;
 mod trace;
 
-pub use options::{Beginning, Options, Scenario};
+pub use options::{Arbitration, Beginning, Options, Scenario};
 
 use cluster::Cluster;
 use std::fmt;
@@ -77,12 +78,19 @@ pub struct Faults {
     pub stalls: u64,
     /// Disks slowed down.
     pub slow: u64,
+    /// Faults of the arbiter, or of a way to it.
+    pub arbiter: u64,
 }
 
 impl Faults {
     /// All of them.
     pub fn total(&self) -> u64 {
-        self.process_crashes + self.power_losses + self.cuts + self.stalls + self.slow
+        self.process_crashes
+            + self.power_losses
+            + self.cuts
+            + self.stalls
+            + self.slow
+            + self.arbiter
     }
 }
 

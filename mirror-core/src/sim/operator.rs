@@ -200,6 +200,10 @@ impl Cluster {
                 self.command(h, Command::Primary(PrimaryMode::Ordinary));
                 self.command(1 - h, Command::Primary(PrimaryMode::Ordinary));
             }
+            // With an arbiter he need not think: the losing node must be refused.
+            (11, _) if self.options.is_arbitrated() => {
+                self.command(h, Command::Primary(PrimaryMode::Ordinary));
+            }
             (11, None) => {
                 // Freshly started and alone: the node itself must know whether it may.
                 let fresh = self.hosts[h].process.as_ref().is_some_and(|p| p.fresh);
@@ -258,7 +262,7 @@ impl Cluster {
             };
             let peer_is_primary = self.status(1 - h).is_some_and(|s| s.role == Role::Primary);
             let with_peer = status.link == LinkState::Connected;
-            let alone = self.custody.may_go_alone(h);
+            let alone = self.options.is_arbitrated() || self.custody.may_go_alone(h);
             if status.disk == DiskState::UpToDate && !peer_is_primary && (with_peer || alone) {
                 self.tell(h, "is chosen to be Primary");
                 self.stats.failovers += u64::from(!with_peer);
@@ -276,6 +280,14 @@ impl Cluster {
     }
 
     fn heal(&mut self, deadline: Time) {
+        if self.arbiter.is_wiped() {
+            // Only an operator's re-arming would bring the mirror back; what it must not do
+            // meanwhile was watched for long enough.
+            if Time(self.now.0 + HEAL_TIME.as_nanos() as u64 * 9 / 10) > deadline {
+                self.phase = Phase::Over;
+            }
+            return self.care(100);
+        }
         if self.now > deadline {
             let states = [0, 1].map(|h| format!("{}: {:?}", NAMES[h], self.status(h)));
             let under_way = format!(

@@ -1,8 +1,10 @@
 //! Everything a seed decides.
 
+use super::arbiter::ARBITER;
 use super::disk::Blank;
 use crate::meta::Layout;
 use crate::node::MetadataPlace;
+use crate::types::ArbiterId;
 use std::fmt;
 use std::time::Duration;
 
@@ -24,6 +26,17 @@ pub enum Beginning {
     AssumeClean,
 }
 
+/// Whether the mirror has an arbiter.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Arbitration {
+    /// None: the operator decides after a loss.
+    Unarbitrated,
+    /// One that forgets nothing.
+    Arbitrated,
+    /// One that forgets everything in the middle of the story.
+    Wiped,
+}
+
 /// What a seed derives.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)] // The names are the documentation; they are printed with a report.
@@ -34,6 +47,8 @@ pub struct Options {
     pub metadata: MetadataPlace,
     pub store_size: u64,
     pub stall_timeout: Duration,
+    pub arbitration: Arbitration,
+    pub lease: Duration,
     pub disk_latency: Duration,
     pub disk_spikes: bool,
     pub network_delay: Duration,
@@ -81,12 +96,18 @@ impl Options {
         }
         // A link or disk whose ordinary delays are beyond the timeout would never connect at all.
         let least = (network_delay * 100).max(disk_latency * 60);
+        let (scenario, arbitration) = match rng.u8(0..20) {
+            0 | 1 => (Scenario::InsaneOperator, Arbitration::Unarbitrated),
+            2..7 => (Scenario::SaneOperator, Arbitration::Unarbitrated),
+            7 => (Scenario::SaneOperator, Arbitration::Wiped),
+            _ => (Scenario::SaneOperator, Arbitration::Arbitrated),
+        };
+        let lease = Duration::from_millis(pick(&mut rng, &[200, 1000, 3000]));
         Options {
             seed,
-            scenario: match rng.u8(0..10) {
-                0 => Scenario::InsaneOperator,
-                _ => Scenario::SaneOperator,
-            },
+            scenario,
+            arbitration,
+            lease: lease.max(network_delay * 100),
             beginning,
             metadata: match rng.bool() {
                 true => MetadataPlace::Internal,
@@ -112,6 +133,19 @@ impl Options {
                 .min(storm / 5),
             operator_gap: Duration::from_millis(pick(&mut rng, &[300, 1000, 5000])),
         }
+    }
+
+    /// Whom the mirror's record is kept with.
+    pub(super) fn arbiter(&self) -> ArbiterId {
+        match self.arbitration {
+            Arbitration::Unarbitrated => ArbiterId::NONE,
+            Arbitration::Arbitrated | Arbitration::Wiped => ARBITER,
+        }
+    }
+
+    /// Whether it is the arbiter who decides after a loss, and not the operator.
+    pub(super) fn is_arbitrated(&self) -> bool {
+        self.arbitration != Arbitration::Unarbitrated
     }
 
     /// What the disk of `host` holds before the mirror's life.

@@ -2,8 +2,8 @@
 
 use super::{FrameType, WireError};
 use crate::fields::{
-    MAX_COUNTER, NAME_LEN, RawGeneration, ancestry_field, holders_byte, name_field, parse_ancestry,
-    parse_flag, parse_holders, parse_name, plausible_size,
+    MAX_PEER_COUNTER, NAME_LEN, RawGeneration, ancestry_field, holders_byte, name_field,
+    parse_ancestry, parse_flag, parse_holders, parse_name, plausible_size,
 };
 use crate::limits::MAX_ANCESTRY;
 use crate::types::{ArbiterId, DiskState, Generation, Holders, MirrorId, ReplicaId, Role};
@@ -128,6 +128,12 @@ fn parse_role(byte: u8) -> Option<Role> {
 }
 
 impl Hello {
+    /// Whether the arbiter's register names this side as the sole holder of its generation, or of
+    /// one that this side alone went on from.
+    pub fn is_registered_sole(&self) -> bool {
+        self.holders == Holders::Sole && !self.arbiter.is_none()
+    }
+
     /// The payload's bytes.
     pub fn encode(&self) -> Vec<u8> {
         RawHello {
@@ -171,7 +177,7 @@ impl Hello {
             let sizes = [raw.data_size.get(), raw.mirror_size.get()];
             let plausible = plausible_size(sizes[0])
                 && (sizes[1] == 0 || plausible_size(sizes[1]))
-                && raw.generation.counter.get() <= MAX_COUNTER;
+                && raw.generation.counter.get() <= MAX_PEER_COUNTER;
             plausible.then_some(())?;
             Some(Hello {
                 versions: (raw.oldest_version.get(), raw.newest_version.get()),
@@ -255,7 +261,7 @@ impl Lineage {
             let raw = RawLineage::ref_from_bytes(bytes).ok()?;
             let generation = Generation::from(raw.generation);
             let plausible = !generation.is_unborn()
-                && generation.counter <= MAX_COUNTER
+                && generation.counter <= MAX_PEER_COUNTER
                 && plausible_size(raw.mirror_size.get());
             plausible.then_some(Lineage {
                 mirror: MirrorId(raw.mirror.get()),
@@ -346,20 +352,32 @@ impl Goodbye {
     }
 }
 
-/// Longest free text accepted from the peer, in bytes.
+/// Longest free text sent to the peer and accepted from it, in bytes.
 const MAX_TEXT: usize = 512;
 
 /// Free text as it is sent.
 pub fn text_bytes(text: &str) -> &[u8] {
-    &text.as_bytes()[..text.len().min(MAX_TEXT)]
+    &text.as_bytes()[..text_end(text)]
 }
 
 /// Free text of the peer, made harmless for logs and terminals.
 pub fn text_from(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_TEXT)])
+    let mut text: String = String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_TEXT)])
         .chars()
         .map(|c| if c.is_control() { ' ' } else { c })
-        .collect()
+        .collect();
+    // What stands for bytes that are no text is longer than they were.
+    text.truncate(text_end(&text));
+    text
+}
+
+/// Where a text ends that is cut to its bound between two characters.
+fn text_end(text: &str) -> usize {
+    let mut end = text.len().min(MAX_TEXT);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    end
 }
 
 #[cfg(test)]
@@ -482,6 +500,38 @@ pub(crate) mod tests {
     fn text_of_the_peer_is_harmless() {
         assert_eq!(text_from(b"bad\x1b[2J\n"), "bad [2J ");
         assert_eq!(text_from(&[b'x'; 9999]).len(), MAX_TEXT);
+        // Three bytes stand for each of these; the last of them has no room.
+        let odd = text_from(&[0xff; MAX_TEXT]);
+        assert_eq!(odd.len(), MAX_TEXT - MAX_TEXT % 3);
+        assert_eq!(text_from(text_bytes(&odd)), odd);
+        let long = format!("x{}", "é".repeat(MAX_TEXT));
+        assert_eq!(text_bytes(&long), &long.as_bytes()[..MAX_TEXT - 1]);
+    }
+
+    /// A generation that follows one of the peer's is recorded, and must be readable again.
+    #[test]
+    fn a_counter_that_leaves_no_room_is_not_believed() {
+        use crate::meta::superblock::Superblock;
+        for (counter, good) in [(MAX_PEER_COUNTER, true), (MAX_PEER_COUNTER + 1, false)] {
+            let generation = generation(counter);
+            let hello = Hello {
+                generation,
+                ..sample()
+            };
+            assert_eq!(Hello::decode(&hello.encode()).is_ok(), good);
+            let lineage = Lineage {
+                mirror: MirrorId(7),
+                mirror_size: 1 << 20,
+                generation,
+                ancestry: Vec::new(),
+                whole: false,
+            };
+            let kind = FrameType::SyncStart;
+            assert_eq!(Lineage::decode(kind, &lineage.encode()).is_ok(), good);
+        }
+        let mut next = Superblock::unborn(ReplicaId(1), 1 << 20);
+        next.begin_generation(generation(MAX_PEER_COUNTER + 1));
+        assert!(Superblock::parse(&next.encode()).is_ok());
     }
 
     proptest! {

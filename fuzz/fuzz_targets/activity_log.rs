@@ -1,0 +1,3 @@
+//! See `kagami_fuzz::activity_log`.
+#![no_main]
+kagami_fuzz::target!(activity_log);

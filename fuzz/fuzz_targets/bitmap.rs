@@ -1,0 +1,3 @@
+//! See `kagami_fuzz::bitmap`.
+#![no_main]
+kagami_fuzz::target!(bitmap);

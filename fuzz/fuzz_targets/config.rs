@@ -1,0 +1,3 @@
+//! See `kagami_fuzz::config`.
+#![no_main]
+kagami_fuzz::target!(config);

@@ -1,0 +1,3 @@
+//! See `kagami_fuzz::control`.
+#![no_main]
+kagami_fuzz::target!(control);

@@ -1,0 +1,3 @@
+//! See `kagami_fuzz::handshake`.
+#![no_main]
+kagami_fuzz::target!(handshake);

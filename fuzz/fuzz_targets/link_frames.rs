@@ -1,0 +1,3 @@
+//! See `kagami_fuzz::link_frames`.
+#![no_main]
+kagami_fuzz::target!(link_frames);

@@ -1,0 +1,3 @@
+//! See `kagami_fuzz::superblock`.
+#![no_main]
+kagami_fuzz::target!(superblock);

@@ -1,0 +1,215 @@
+//! NBD's handshake: everything a client can send before its first request.
+
+use crate::bytes::Bytes;
+use mirror_nbd::nbd::negotiate::{Export, Outcome, negotiate};
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+const NAME: &str = "r0";
+const SIZE: u64 = 1 << 30;
+const WHY_NOT: &str = "node a is Secondary";
+
+const OPTION_MAGIC: [u8; 8] = *b"IHAVEOPT";
+const REPLY_MAGIC: [u8; 8] = 0x0003_e889_0455_65a9_u64.to_be_bytes();
+const GREETING: [u8; 18] = *b"NBDMAGICIHAVEOPT\x00\x03";
+
+/// Most options that are read, and more than any one answer takes.
+const MAX_OPTIONS: usize = 64;
+const MAX_ANSWER: usize = 256;
+
+struct Mirror {
+    served: bool,
+}
+
+impl Export for Mirror {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn size(&self) -> Option<u64> {
+        self.served.then_some(SIZE)
+    }
+
+    fn why_not(&self) -> String {
+        WHY_NOT.to_owned()
+    }
+}
+
+/// A client that sends in pieces of some length, then ends, and takes every answer.
+struct Client<'d> {
+    sends: &'d [u8],
+    piece: usize,
+    got: Vec<u8>,
+}
+
+impl AsyncRead for Client<'_> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let len = self.piece.min(into.remaining()).min(self.sends.len());
+        let (piece, rest) = self.sends.split_at(len);
+        into.put_slice(piece);
+        self.sends = rest;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Client<'_> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.got.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+struct Conversation {
+    outcome: io::Result<Outcome>,
+    read: usize,
+    got: Vec<u8>,
+}
+
+fn converse(sends: &[u8], piece: usize, served: bool) -> Conversation {
+    let mut client = Client {
+        sends,
+        piece,
+        got: Vec::new(),
+    };
+    let mirror = Mirror { served };
+    let outcome = {
+        let mut future = pin!(negotiate(&mut client, &mirror));
+        let mut context = Context::from_waker(Waker::noop());
+        // A client that is never slow keeps nobody waiting, but for a fairness of tokio's.
+        (0..100)
+            .find_map(|_| match future.as_mut().poll(&mut context) {
+                Poll::Ready(outcome) => Some(outcome),
+                Poll::Pending => None,
+            })
+            .expect("the negotiation hangs")
+    };
+    Conversation {
+        outcome,
+        read: sends.len() - client.sends.len(),
+        got: client.got,
+    }
+}
+
+/// A byte that says how the client is met, and what it sends: as it is, and once more as a list of
+/// options whose magic numbers and lengths are right.
+pub fn run(data: &[u8]) -> bool {
+    let mut bytes = Bytes(data);
+    let how = bytes.u8();
+    let taken = check(bytes.0, how);
+    check(&well_formed(bytes), how) | taken
+}
+
+fn well_formed(mut bytes: Bytes<'_>) -> Vec<u8> {
+    let mut sends = vec![0, 0, 0, bytes.u8() & 3];
+    while !bytes.is_empty() && sends.len() < 1 << 20 {
+        let option = u32::from(bytes.u8() % 12);
+        let len = usize::from(bytes.u16() % 9_000);
+        let data = if len > 4096 {
+            vec![bytes.u8(); len]
+        } else {
+            bytes.take(len).to_vec()
+        };
+        sends.extend(OPTION_MAGIC);
+        sends.extend(option.to_be_bytes());
+        sends.extend((data.len() as u32).to_be_bytes());
+        sends.extend(data);
+    }
+    sends
+}
+
+fn check(sends: &[u8], how: u8) -> bool {
+    let (served, piece) = (how & 1 == 1, usize::from(how >> 1) + 1);
+    let whole = converse(sends, piece, served);
+    let answers = check_answers(&whole);
+
+    // How the bytes are cut, and what follows the end, makes no difference.
+    let read = &sends[..whole.read];
+    let cut = converse(read, usize::MAX, served);
+    assert_eq!(cut.got, whole.got);
+    assert_eq!(cut.read, whole.read);
+    let outcome = whole.outcome.as_ref().ok();
+    assert_eq!(cut.outcome.as_ref().ok(), outcome);
+    if let Some(Outcome::Transmission) = outcome {
+        assert!(served, "nothing is served");
+        let short = converse(&read[..read.len() - 1], piece, served);
+        assert!(short.outcome.is_err(), "not a byte too many was read");
+    }
+    answers > 0 || outcome.is_some()
+}
+
+/// Every answer is whole and bounded; returns how many there are.
+fn check_answers(talk: &Conversation) -> usize {
+    let mut rest = talk.got.strip_prefix(&GREETING).expect("a greeting");
+    assert!(rest.len() <= MAX_OPTIONS * MAX_ANSWER);
+    let mut answers = 0;
+    let mut last = None;
+    while let Some(answer) = rest.strip_prefix(&REPLY_MAGIC) {
+        let number = |at: usize| u32::from_be_bytes(answer[at..at + 4].try_into().expect("four"));
+        let (option, kind, len) = (number(0), number(4), number(8) as usize);
+        let text = &answer[12..12 + len];
+        if kind >> 31 == 1 {
+            crate::assert_harmless(std::str::from_utf8(text).expect("text"));
+        }
+        rest = &answer[12 + len..];
+        last = Some((option, kind));
+        answers += 1;
+    }
+    // What is left is the answer to EXPORT_NAME, which has no header.
+    match talk.outcome {
+        Ok(Outcome::Transmission) if rest.is_empty() => assert_eq!(last, Some((7, 1))),
+        Ok(Outcome::Transmission) => {
+            assert_eq!(rest[..8], SIZE.to_be_bytes());
+            assert!(rest.len() == 10 || rest.len() == 134);
+        }
+        _ => assert!(rest.is_empty()),
+    }
+    answers
+}
+
+/// The ways clients ask for an export, and what only hostile ones do.
+pub fn seeds() -> Vec<Vec<u8>> {
+    let option = |number: u32, data: &[u8]| {
+        let mut bytes = OPTION_MAGIC.to_vec();
+        bytes.extend(number.to_be_bytes());
+        bytes.extend((data.len() as u32).to_be_bytes());
+        bytes.extend(data);
+        bytes
+    };
+    let talk = |how: u8, flags: u8, options: &[Vec<u8>]| {
+        [&[how, 0, 0, 0, flags][..], &options.concat()].concat()
+    };
+    let go = b"\0\0\0\x02r0\0\x02\0\x03\0\x01";
+    vec![
+        talk(0xff, 3, &[option(7, go)]),
+        talk(0xfe, 3, &[option(7, go), option(2, &[])]),
+        talk(7, 1, &[option(3, &[]), option(6, go), option(1, b"r0")]),
+        talk(
+            1,
+            3,
+            &[
+                option(8, &[]),
+                option(7, b"\0\0\0\x02no\0\0"),
+                option(7, &[0; 7]),
+            ],
+        ),
+        talk(0xff, 3, &[option(5, &[0; 9_000]), option(1, b"")]),
+    ]
+}
