@@ -28,6 +28,7 @@ impl World {
             Action::Close { connection } => self.close(host, connection),
             Action::StartConnecting => self.set_looking(host, true),
             Action::StopConnecting => self.set_looking(host, false),
+            Action::AskArbiter { ask, request } => self.ask_arbiter(host, ask, request),
             Action::Serve(serving) => {
                 if let Some(process) = &mut self.machines[host].process {
                     process.serving = serving;
@@ -183,7 +184,7 @@ impl World {
         }
     }
 
-    fn replica(&self, host: Host) -> ReplicaId {
+    pub fn replica(&self, host: Host) -> ReplicaId {
         let slot = &self.machines[host].disk.metadata[..META_BLOCK as usize];
         Superblock::parse(slot).map_or(ReplicaId::NONE, |slot| slot.untrusted().replica)
     }
@@ -440,9 +441,13 @@ impl World {
         let succeeded = result.is_ok();
         if let Some(request) = self.requests.get_mut(&number) {
             request.outcome = Some(result);
+            if succeeded {
+                self.promises.made(number, request.ask, &request.covers);
+            }
         }
         if succeeded {
             self.check_acknowledgement(host, number);
+            self.check_right(host, number);
         }
     }
 

@@ -34,6 +34,7 @@ impl World {
         self.check_targets();
         self.check_identical();
         self.check_covered();
+        self.check_flushed();
     }
 
     /// R2, R7: who serves is a Primary whose copy holds everything.
@@ -235,6 +236,10 @@ impl World {
                 let expected = expected.as_deref().unwrap_or("done");
                 let text = format!("{} answered: {found}, not {expected}", NAMES[*host]);
                 (found != expected).then_some(text)
+            }
+            Expectation::Register(expected) => {
+                let found = self.register_in_words();
+                (found != *expected).then(|| format!("the register: {found}, not {expected}"))
             }
             Expectation::Identical => {
                 let end = self.machines.iter().map(|machine| machine.disk.size).min();

@@ -6,10 +6,12 @@
 //! What seeds find by chance is told here for a reader.
 
 mod act;
+mod arbiter;
 mod cells;
 mod checks;
 mod disk;
 mod parse;
+mod promises;
 mod words;
 mod world;
 
@@ -96,9 +98,9 @@ fn run_step(
             violations.extend(broken);
             Ok(())
         }
-        (Command::Create(_), Some(_)) => Err("there are two machines already".to_owned()),
-        (Command::Create(sizes), world) => {
-            *world = Some(World::create(*sizes)?);
+        (Command::Create(..), Some(_)) => Err("there are two machines already".to_owned()),
+        (Command::Create(sizes, arbitration), world) => {
+            *world = Some(World::create(*sizes, *arbitration)?);
             Ok(())
         }
         (_, None) => Err("there is no machine yet: `create 8M`".to_owned()),
@@ -108,7 +110,7 @@ fn run_step(
 
 fn happen(world: &mut World, command: &Command) -> Result<(), String> {
     match command {
-        Command::Create(_) | Command::Cells(_) => Ok(()),
+        Command::Create(..) | Command::Cells(_) => Ok(()),
         Command::Quiet => {
             world.begin_block(true);
             Ok(())
@@ -145,6 +147,7 @@ fn happen(world: &mut World, command: &Command) -> Result<(), String> {
             Ok(())
         }
         Command::Disk(host, range) => world.disk_lines(*host, *range),
+        Command::Arbiter(step) => world.arbiter_step(step),
         Command::Expect(expectation) => world.expect(expectation),
     }
 }

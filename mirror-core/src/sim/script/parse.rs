@@ -135,12 +135,46 @@ pub(super) enum Expectation {
     Answer(Host, Option<String>),
     /// Both disks read alike.
     Identical,
+    /// What the arbiter's register holds, as `{a} g2` or `nothing`.
+    Register(String),
+}
+
+/// Who guards the right to go on alone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Arbitration {
+    Nobody,
+    Arbiter,
+}
+
+/// A part of the way to the arbiter and back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Leg {
+    Requests,
+    /// Requests that may change the register.
+    Swaps,
+    Replies,
+}
+
+/// What can be done with the arbiter.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum ArbiterStep {
+    Show,
+    Unreachable(Vec<Host>),
+    Reachable(Vec<Host>),
+    Hold(Leg, Vec<Host>),
+    /// Holds nothing back any more, and delivers what was.
+    Release,
+    /// Lets this many held messages through, or all.
+    Deliver(Option<usize>),
+    /// Loses what is held.
+    Lose,
+    Wipe,
 }
 
 /// What a script can do.
 #[derive(Clone, PartialEq, Debug)]
 pub(super) enum Command {
-    Create([u64; 2]),
+    Create([u64; 2], Arbitration),
     Quiet,
     Guest(Host, Ask),
     Operator(Host, boundary::Command),
@@ -162,6 +196,7 @@ pub(super) enum Command {
     Pass(Duration),
     Status,
     Disk(Host, ByteRange),
+    Arbiter(ArbiterStep),
     Expect(Expectation),
     Cells(Vec<[Facts; 2]>),
 }
@@ -266,6 +301,7 @@ fn command(text: &str) -> Result<Command, String> {
         "pass" => Command::Pass(words.span()?),
         "status" => Command::Status,
         "disk" => Command::Disk(words.host()?, words.range()?),
+        "arbiter" => Command::Arbiter(arbiter(&mut words)?),
         "expect" => Command::Expect(expectation(&mut words)?),
         verb => operator(verb, &mut words)?,
     };
@@ -275,12 +311,40 @@ fn command(text: &str) -> Result<Command, String> {
 
 fn create(words: &mut Words<'_>) -> Result<Command, String> {
     let size = words.bytes("the size of a disk")?;
+    let arbitrated = words.flag("arbitrated");
     let other = if words.is_empty() {
         size
     } else {
         words.bytes("the size of b's disk")?
     };
-    Ok(Command::Create([size, other]))
+    let arbitration = if arbitrated || words.flag("arbitrated") {
+        Arbitration::Arbiter
+    } else {
+        Arbitration::Nobody
+    };
+    Ok(Command::Create([size, other], arbitration))
+}
+
+fn arbiter(words: &mut Words<'_>) -> Result<ArbiterStep, String> {
+    Ok(match words.next("what becomes of the arbiter")? {
+        "show" => ArbiterStep::Show,
+        "unreachable" => ArbiterStep::Unreachable(words.hosts("from")?),
+        "reachable" => ArbiterStep::Reachable(words.hosts("from")?),
+        "hold" => {
+            let leg = match words.next("`requests`, `swaps` or `replies`")? {
+                "requests" => Leg::Requests,
+                "swaps" => Leg::Swaps,
+                "replies" => Leg::Replies,
+                other => return Err(format!("`{other}` cannot be held")),
+            };
+            ArbiterStep::Hold(leg, words.hosts("of")?)
+        }
+        "release" => ArbiterStep::Release,
+        "deliver" => ArbiterStep::Deliver(words.count()?),
+        "lose" => ArbiterStep::Lose,
+        "wipe" => ArbiterStep::Wipe,
+        other => return Err(format!("the arbiter cannot `{other}`")),
+    })
 }
 
 fn guest(verb: &str, words: &mut Words<'_>) -> Result<Command, String> {
@@ -347,6 +411,10 @@ fn expectation(words: &mut Words<'_>) -> Result<Expectation, String> {
         Some("identical") => {
             words.exactly("identical")?;
             return Ok(Expectation::Identical);
+        }
+        Some("register") => {
+            words.exactly("register")?;
+            return Ok(Expectation::Register(words.rest().join(" ")));
         }
         Some("read") => View::Guest,
         Some("disk") => View::Disk,
@@ -450,6 +518,15 @@ impl<'a> Words<'a> {
 
     fn host(&mut self) -> Result<Host, String> {
         host(self.next("a node, `a` or `b`")?)
+    }
+
+    /// `from a`, or nothing for both.
+    fn hosts(&mut self, preposition: &str) -> Result<Vec<Host>, String> {
+        if self.is_empty() {
+            return Ok(vec![0, 1]);
+        }
+        self.exactly(preposition)?;
+        Ok(vec![self.host()?])
     }
 
     fn direction(&mut self) -> Result<Host, String> {

@@ -2,8 +2,10 @@
 //!
 //! Disks and link answer in order and at once, except where the script holds something back.
 
+use super::arbiter::{ARBITER, Arbiter};
 use super::disk::{Disk, LEFTOVER, survives};
-use super::parse::{Ask, Channel, Host, Kept, Part};
+use super::parse::{Arbitration, Ask, Channel, Host, Kept, Part};
+use super::promises::{Promises, Written};
 use super::words::{Names, values};
 use crate::error::ErrorId;
 use crate::limits::SECTOR;
@@ -14,12 +16,15 @@ use crate::node::boundary::{
 use crate::node::{MetadataPlace, Node, NodeConfig};
 use crate::sim::buffers::{Buffers, Checksum, Stamps};
 use crate::sim::host::NAMES;
-use crate::types::{BootId, ByteRange, ReplicaId, Time};
+use crate::types::{ArbiterId, BootId, ByteRange, ReplicaId, Time};
 use crate::wire::{FrameType, Header};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
 const STALL: Duration = Duration::from_secs(2);
+const LEASE: Duration = Duration::from_secs(1);
+/// Time in which two new replicas meet, and after which a node may ask the arbiter for a right.
+const START: Duration = Duration::from_secs(2);
 /// How long two daemons that look for each other take to find each other.
 const MEETING: Duration = Duration::from_millis(10);
 /// Inputs in one `pass` after which the nodes are said to go round in circles.
@@ -83,7 +88,7 @@ pub(super) struct Machine {
     pub process: Option<Process>,
     pub disk: Disk,
     boot: u128,
-    lives: u128,
+    pub lives: u128,
     /// Parts of the disk that hold operations back, and what they hold.
     held: Vec<(Part, VecDeque<DiskOp>)>,
     pub failing: Vec<Part>,
@@ -133,6 +138,8 @@ pub(super) enum Coming {
 pub(super) struct Request {
     pub host: Host,
     pub ask: Ask,
+    /// What had been acknowledged when it was asked for.
+    pub covers: Written,
     /// What came of it; of a read, the values.
     pub outcome: Option<Result<Vec<u64>, boundary::GuestError>>,
 }
@@ -146,6 +153,10 @@ pub(super) struct World {
     cable: bool,
     connections: u64,
     meeting_at: Option<Time>,
+    pub arbiter: Option<Arbiter>,
+    /// The ids of the register's values, in the order of their first appearance.
+    pub registered: Vec<u128>,
+    pub promises: Promises,
     pub coming: VecDeque<Coming>,
     pub requests: BTreeMap<u64, Request>,
     /// What the numbers in frames stand for, by the host that gave them.
@@ -160,7 +171,7 @@ pub(super) struct World {
 
 impl World {
     /// Two new replicas whose daemons run and have met.
-    pub fn create(sizes: [u64; 2]) -> Result<World, String> {
+    pub fn create(sizes: [u64; 2], arbitration: Arbitration) -> Result<World, String> {
         let machines = [machine(0, sizes[0], 0)?, machine(1, sizes[1], 0)?];
         let mut world = World {
             now: Time(1),
@@ -170,6 +181,9 @@ impl World {
             cable: true,
             connections: 0,
             meeting_at: None,
+            arbiter: (arbitration == Arbitration::Arbiter).then(Arbiter::default),
+            registered: Vec::new(),
+            promises: Promises::default(),
             coming: VecDeque::new(),
             requests: BTreeMap::new(),
             labels: HashMap::new(),
@@ -183,7 +197,7 @@ impl World {
         for host in [0, 1] {
             world.start(host)?;
         }
-        world.pass(Duration::from_millis(100))?;
+        world.pass(START)?;
         Ok(world)
     }
 
@@ -345,6 +359,11 @@ impl World {
             peer: NAMES[1 - host].into(),
             metadata: MetadataPlace::External,
             stall_timeout: STALL,
+            arbiter: match self.arbiter {
+                Some(_) => ARBITER,
+                None => ArbiterId::NONE,
+            },
+            lease: LEASE,
         };
         let mut id = (host as u128 + 1) << 120 | machine.lives << 96;
         let new_id = move || {
@@ -397,6 +416,7 @@ impl World {
         let machine = &mut self.machines[host];
         machine.disk.lose_power(kept);
         machine.boot += 1;
+        self.forgive_what_all_holders_lost();
         // The peer hears nothing of it: it has to notice.
         self.pair = None;
         Ok(())
@@ -572,8 +592,13 @@ impl World {
                 }
             }
         };
-        let outcome = None;
-        self.requests.insert(number, Request { host, ask, outcome });
+        let request = Request {
+            host,
+            ask,
+            covers: self.promises.acknowledged.clone(),
+            outcome: None,
+        };
+        self.requests.insert(number, request);
         let request = RequestId(number);
         self.feed(host, Input::Guest { request, operation });
         self.settle()?;
