@@ -57,9 +57,16 @@ impl World {
         }
     }
 
-    /// R7: a copy that is being overwritten is named by nobody's record.
+    /// R7: a copy that is being overwritten is named by nobody's record, and not by the register.
     fn check_targets(&mut self) {
         let records = [0, 1].map(|host| self.record(host));
+        for host in self.registered_hosts().unwrap_or_default() {
+            let record = records[host].as_ref();
+            if record.is_some_and(|record| record.trust == Trust::Inconsistent) {
+                let name = NAMES[host];
+                self.violate(format!("{name} is Inconsistent, and the register names it a holder"));
+            }
+        }
         let [Some(a), Some(b)] = &records else {
             return;
         };
