@@ -64,7 +64,9 @@ impl World {
             let record = records[host].as_ref();
             if record.is_some_and(|record| record.trust == Trust::Inconsistent) {
                 let name = NAMES[host];
-                self.violate(format!("{name} is Inconsistent, and the register names it a holder"));
+                self.violate(format!(
+                    "{name} is Inconsistent, and the register names it a holder"
+                ));
             }
         }
         let [Some(a), Some(b)] = &records else {
