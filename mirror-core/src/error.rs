@@ -62,6 +62,7 @@ error_ids! {
     UnknownMirror = 107, Usage, "The mirror is not in the configuration.";
     UsageConflict = 108, Usage, "Command-line options that do not go together.";
     Declined = 109, Failed, "A question about a dangerous step was not answered with yes.";
+    ScriptInvalid = 110, Usage, "A script of the simulator cannot be read, understood or written.";
 
     StoreUnavailable = 201, Failed, "The disk cannot be opened.";
     StoreBusy = 202, State, "The disk is in use by another process.";

@@ -756,3 +756,28 @@ fn a_peer_that_was_just_heard_is_asked_before_a_promotion() {
     assert_eq!(world.hosts[B].refused, Some(ErrorId::PeerIsPrimary));
     world.assert_healthy();
 }
+
+/// A Secondary was promoted by force and wrote, while the Primary it could not see wrote nothing.
+/// Its data can be given up: the Primary then is the source (recorded by the simulator as
+/// `cut 2s`, `guest write 5184+8`, `calm` of seed 16).
+#[test]
+fn what_a_forced_primary_wrote_can_be_discarded_for_an_older_primary() {
+    let mut world = World::in_sync(8 * MIB);
+    world.link_possible = false;
+    world.cut();
+    world.pass(Duration::from_secs(1));
+    world.command(B, Command::Primary(PrimaryMode::Force));
+    world.pass(Duration::from_secs(1));
+    world.write(B, 1, 0);
+    world.settle();
+    world.link_possible = true;
+    world.pass(Duration::from_secs(5));
+    world.command(B, Command::Secondary);
+    world.pass(Duration::from_secs(1));
+    let connect = |discard_my_data| Command::Connect { discard_my_data };
+    world.command(B, connect(true));
+    world.command(A, connect(false));
+    world.pass(Duration::from_secs(5));
+    assert!(world.hosts[A].serving);
+    world.assert_healthy();
+}

@@ -124,6 +124,60 @@ fn metadata_from_the_disk() {
 }
 
 #[test]
+fn the_simulator_and_its_scripts() {
+    let host = Host::new();
+    for line in [
+        "sim",
+        "sim --seed 1 --seeds 2",
+        "sim --seed x",
+        "sim --seeds 2 --trace",
+        "sim --seeds 2 --shrink",
+        "sim --seed 1 --from 3",
+        "sim --seed 1 --minutes 3",
+        "sim --until-failure --minutes 0",
+        "sim --seeds 2 --threads 0",
+        "sim --replay f --output g",
+    ] {
+        host.fails(line, 2, "error: ");
+    }
+    host.fails("sim --replay /nonexistent", 2, "KGM-0110");
+    let file = host.dir.path().join("script");
+    let replay = format!("sim --replay {}", file.display());
+    fs::write(&file, "seed 1\n3s cut soon\n4s calm\n").unwrap();
+    host.fails(&replay, 2, "KGM-0110");
+    host.fails(&replay, 2, "script: line 2: `soon` is no time like 300ms");
+    fs::write(&file, [0xff]).unwrap();
+    host.fails(&replay, 2, "KGM-0110");
+    fs::write(
+        &file,
+        "seed 1\n2s cut 300ms # and back\n2.1s guest write 64+8 fua\n2.2s calm\n",
+    )
+    .unwrap();
+    let output = host.run(&replay);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert!(text.contains("cuts 1"), "{text}");
+    let json = host.run(&format!("{replay} --json")).stdout;
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    assert_eq!(json["stats"]["faults"]["cuts"], 1);
+    assert_eq!(json["stats"]["requests"], 1);
+}
+
+#[test]
+fn what_many_seeds_did() {
+    let host = Host::new();
+    let output = host.run("sim --seeds 3 --from 99 --threads 1 --json");
+    assert_eq!(output.status.code(), Some(0));
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["seeds"], 3);
+    assert_eq!(json["from"], 99);
+    assert_eq!(json["run_twice"], 1);
+    assert_eq!(json["violations"].as_array().unwrap().len(), 0);
+    assert!(json["cpu_seconds"].as_f64().unwrap() > 0.0, "{json}");
+    assert!(json["cluster_hours"].as_f64().unwrap() > 0.0, "{json}");
+}
+
+#[test]
 fn completions_for_a_shell() {
     let output = kagami(Path::new("/nonexistent"), "completions bash");
     assert!(output.status.success());

@@ -32,7 +32,8 @@
 //! one was Primary last .................................. it is source
 //! else .................................................. the greater replica id is source
 //!
-//! A Primary is never target: refuse, the Primary is behind.
+//! A Primary is never target: refuse, the Primary is behind; but where the other side's data may go,
+//! by an operator's word, and is not in the arbiter's register, the Primary is source.
 //! A source that is Outdated: refuse, no good copy.
 //! ```
 
@@ -176,9 +177,15 @@ fn guard(verdict: Verdict, me: &Hello, peer: &Hello) -> Verdict {
         Verdict::Target { .. } => (peer, me),
         other => return other,
     };
+    let usable = |hello: &Hello| matches!(hello.disk, DiskState::UpToDate | DiskState::Consistent);
     if target.role == Role::Primary {
-        Verdict::Refuse(ErrorId::PrimaryIsBehind)
-    } else if matches!(source.disk, DiskState::UpToDate | DiskState::Consistent) {
+        let given_up = source.discard && !source.is_registered_sole() && usable(target);
+        if given_up {
+            verdict.mirrored()
+        } else {
+            Verdict::Refuse(ErrorId::PrimaryIsBehind)
+        }
+    } else if usable(source) {
         verdict
     } else {
         Verdict::Refuse(ErrorId::NoGoodCopy)
@@ -313,7 +320,7 @@ fn discard(me: &Hello, peer: &Hello, whole: bool, otherwise: ErrorId) -> Verdict
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{GenerationId, ReplicaId};
+    use crate::types::{ArbiterId, GenerationId, ReplicaId};
     use crate::wire::message::tests::sample;
     use proptest::prelude::*;
 
@@ -460,6 +467,19 @@ mod tests {
             b.role = Role::Primary;
         });
         assert_eq!(behind, Verdict::Refuse(ErrorId::PrimaryIsBehind));
+        // An operator's word ends that: the copy that went on is thrown away …
+        let discarded = |registered: bool| {
+            cell(|a, b| {
+                went_on(a, 3);
+                a.discard = true;
+                b.role = Role::Primary;
+                let arbiter = ArbiterId(u128::from(registered));
+                (a.arbiter, b.arbiter) = (arbiter, arbiter);
+            })
+        };
+        assert_eq!(discarded(false), TARGET);
+        // … unless the arbiter names it: then the Primary has lost its right.
+        assert_eq!(discarded(true), Verdict::Refuse(ErrorId::PrimaryIsBehind));
         let outdated = cell(|a, _| {
             went_on(a, 3);
             a.disk = DiskState::Outdated;

@@ -5,10 +5,35 @@ use super::checker::{Durability, Moment, stamp};
 use super::cluster::{Cluster, Event, Phase};
 use super::host::{NAMES, guest_payload};
 use super::options::{Options, Scenario};
+use super::stimulus::Stimulus;
 use crate::limits::SECTOR;
 use crate::node::boundary::{GuestError, GuestOperation, Input, RequestId};
 use crate::types::{ByteRange, Time};
 use std::collections::BTreeMap;
+
+/// Nanoseconds between two looks at how far reading back has come.
+const VERIFY_GAP: u64 = 1_000_000;
+
+/// A request, with all that the guest decides about it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Ask {
+    Read {
+        start: u64,
+        count: u64,
+    },
+    Write {
+        start: u64,
+        count: u64,
+        fua: bool,
+    },
+    Zero {
+        start: u64,
+        count: u64,
+        unmap: bool,
+        fua: bool,
+    },
+    Flush,
+}
 
 /// What was asked, as far as the answer needs it.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +52,21 @@ enum Asked {
     Flush {
         at: Moment,
     },
+}
+
+impl Asked {
+    fn write(number: u64, start: u64, count: u64, fua: bool) -> Asked {
+        let durability = match fua {
+            true => Durability::Durable,
+            false => Durability::Volatile,
+        };
+        Asked::Write {
+            number,
+            start,
+            count,
+            durability,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -115,6 +155,38 @@ impl Client {
         };
         (start.min(self.sectors - count), count)
     }
+
+    /// Draws a request.
+    fn draw(&mut self, options: &Options) -> Ask {
+        let dice = self.rng.u32(0..100);
+        let fua = self.rng.u32(0..100) < options.fua_percent;
+        let (reads, zeroes) = (options.read_percent, options.zero_percent);
+        if dice < options.flush_percent {
+            Ask::Flush
+        } else if dice < options.flush_percent + reads {
+            let (start, count) = self.range(256);
+            Ask::Read { start, count }
+        } else if dice < options.flush_percent + reads + zeroes {
+            let (start, mut count) = self.range(512);
+            if self.rng.u8(0..8) == 0 {
+                count = self.rng.u64(1..=20_000).min(self.sectors - start);
+            }
+            Ask::Zero {
+                start,
+                count,
+                unmap: self.rng.bool(),
+                fua,
+            }
+        } else {
+            let (start, count) = self.range(2048);
+            Ask::Write { start, count, fua }
+        }
+    }
+
+    fn number_write(&mut self) -> u64 {
+        self.next_write += 1;
+        self.next_write
+    }
 }
 
 impl Cluster {
@@ -127,25 +199,22 @@ impl Cluster {
     }
 
     pub fn client_step(&mut self) {
+        if matches!(self.phase, Phase::Verify { .. } | Phase::Over) {
+            return;
+        }
         let think = self.options.think.as_nanos() as u64;
         let pause = self.client.rng.u64(1..think * 2);
-        match self.phase {
-            Phase::Verify { .. } => self.verify_some(),
-            Phase::Over => return,
-            _ => {
-                let burst = self.client.rng.usize(1..4);
-                for _ in 0..burst {
-                    self.ask_something();
-                }
-            }
+        let burst = self.client.rng.usize(1..4);
+        for _ in 0..burst {
+            self.ask_something();
         }
         self.schedule(pause * 2, Event::Client);
     }
 
-    fn serving_host(&mut self) -> Option<usize> {
-        let serves = |h: usize| self.hosts[h].process.as_ref().is_some_and(|p| p.serving);
-        match (serves(0), serves(1)) {
-            (true, true) => Some(self.client.rng.usize(0..2)),
+    fn serving_host(&self) -> Option<usize> {
+        match (self.serving(0), self.serving(1)) {
+            // Two serve only in a split brain: both are to be asked.
+            (true, true) => Some(self.client.asked() as usize % 2),
             (true, false) => Some(0),
             (false, true) => Some(1),
             (false, false) => None,
@@ -156,39 +225,59 @@ impl Cluster {
         if self.client.held
             || self.client.asked() >= self.options.requests
             || self.client.pending.len() >= self.options.depth
+            || self.serving_host().is_none()
         {
             return;
         }
-        let Some(host) = self.serving_host() else {
+        let ask = self.client.draw(&self.options);
+        self.stimulate(Stimulus::Guest(ask));
+    }
+
+    /// A guest's request reaches whoever serves.
+    pub fn guest_asks(&mut self, ask: Ask) {
+        let (Some(host), false) = (self.serving_host(), self.client.held) else {
             return;
         };
-        let dice = self.client.rng.u32(0..100);
-        let fua = self.client.rng.u32(0..100) < self.options.fua_percent;
-        let (reads, zeroes) = (self.options.read_percent, self.options.zero_percent);
-        if dice < self.options.flush_percent {
-            let at = self.checker.flush_asked();
-            self.ask(host, Asked::Flush { at }, GuestOperation::Flush);
-        } else if dice < self.options.flush_percent + reads {
-            let (start, count) = self.client.range(256);
-            self.read(host, start, count);
-        } else if dice < self.options.flush_percent + reads + zeroes {
-            let most = if self.client.rng.u8(0..8) == 0 {
-                20_000
-            } else {
-                512
-            };
-            let (start, mut count) = self.client.range(512);
-            if most > 512 {
-                count = self
-                    .client
-                    .rng
-                    .u64(1..=most)
-                    .min(self.client.sectors - start);
+        self.stats.requests += 1;
+        match ask {
+            Ask::Read { start, count } => self.read(host, start, count),
+            Ask::Write { start, count, fua } => {
+                let number = self.client.number_write();
+                let stamps: Vec<u64> = (start..start + count).map(|s| stamp(number, s)).collect();
+                self.checker
+                    .write_asked(number, start, stamps.iter().copied());
+                let Some(process) = &mut self.hosts[host].process else {
+                    return;
+                };
+                let range = ByteRange::new(start * SECTOR, count * SECTOR);
+                let payload = guest_payload(process, stamps);
+                let operation = GuestOperation::Write {
+                    range,
+                    payload,
+                    fua,
+                };
+                self.ask(host, Asked::write(number, start, count, fua), operation);
             }
-            self.write(host, start, count, fua, true);
-        } else {
-            let (start, count) = self.client.range(2048);
-            self.write(host, start, count, fua, false);
+            Ask::Zero {
+                start,
+                count,
+                unmap,
+                fua,
+            } => {
+                let number = self.client.number_write();
+                let zeroes = (0..count).map(|_| 0);
+                self.checker.write_asked(number, start, zeroes);
+                let operation = GuestOperation::Zero {
+                    range: ByteRange::new(start * SECTOR, count * SECTOR),
+                    may_unmap: unmap,
+                    fua,
+                };
+                self.ask(host, Asked::write(number, start, count, fua), operation);
+            }
+            Ask::Flush => {
+                let at = self.checker.flush_asked();
+                self.ask(host, Asked::Flush { at }, GuestOperation::Flush);
+            }
         }
     }
 
@@ -200,45 +289,6 @@ impl Cluster {
             Asked::Read { at, start, count },
             GuestOperation::Read(range),
         );
-    }
-
-    fn write(&mut self, host: usize, start: u64, count: u64, fua: bool, zero: bool) {
-        self.client.next_write += 1;
-        let number = self.client.next_write;
-        let range = ByteRange::new(start * SECTOR, count * SECTOR);
-        let operation = if zero {
-            let may_unmap = self.client.rng.bool();
-            let zeroes = (0..count).map(|_| 0);
-            self.checker.write_asked(number, start, zeroes);
-            GuestOperation::Zero {
-                range,
-                may_unmap,
-                fua,
-            }
-        } else {
-            let stamps: Vec<u64> = (start..start + count).map(|s| stamp(number, s)).collect();
-            self.checker
-                .write_asked(number, start, stamps.iter().copied());
-            let Some(process) = &mut self.hosts[host].process else {
-                return;
-            };
-            GuestOperation::Write {
-                range,
-                payload: guest_payload(process, stamps),
-                fua,
-            }
-        };
-        let durability = match fua {
-            true => Durability::Durable,
-            false => Durability::Volatile,
-        };
-        let asked = Asked::Write {
-            number,
-            start,
-            count,
-            durability,
-        };
-        self.ask(host, asked, operation);
     }
 
     fn ask(&mut self, host: usize, asked: Asked, operation: GuestOperation) {
@@ -385,20 +435,22 @@ impl Cluster {
             }
         }
         self.client.verify = ranges;
+        self.schedule(1, Event::Verify);
     }
 
-    fn verify_some(&mut self) {
+    pub fn verify_step(&mut self) {
         while self.client.pending.len() < 32 {
             let Some((start, count)) = self.client.verify.pop() else {
                 if self.client.pending.is_empty() {
-                    self.verified();
+                    return self.verified();
                 }
-                return;
+                break;
             };
             let Some(host) = self.serving_host() else {
                 return self.fail("the Primary stopped serving without a reason".to_owned());
             };
             self.read(host, start, count);
         }
+        self.schedule(VERIFY_GAP, Event::Verify);
     }
 }

@@ -4,12 +4,14 @@ use super::Stats;
 use super::arbiter::{Arbiter, Asker, Message};
 use super::checker::Checker;
 use super::client::Client;
+use super::differences::Differences;
 use super::disk::Blank;
 use super::host::{Host, NAMES};
 use super::invariants::Custody;
 use super::network::{Later, Network, NetworkEvent};
 use super::operator::Operator;
 use super::options::Options;
+use super::recording::Source;
 use super::trace::Trace;
 use crate::limits::SECTOR;
 use crate::node::boundary::{Actions, OpId};
@@ -19,6 +21,9 @@ use std::collections::BinaryHeap;
 
 /// Events after which a run counts as a live-lock.
 const MOST_EVENTS: u64 = 3_000_000;
+
+/// When a run begins, on its own clock.
+pub(super) const BEGINNING: Time = Time(1_000_000);
 
 /// Something that happens at a point in time.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +51,10 @@ pub(super) enum Event {
     Operator,
     Fault,
     Watch,
+    /// The list of stimuli has something to do.
+    Listed,
+    /// The guest reads back what was ever written.
+    Verify,
 }
 
 struct Scheduled {
@@ -105,6 +114,12 @@ pub(super) struct Cluster {
     pub stats: Stats,
     pub violation: Option<String>,
     pub rng: fastrand::Rng,
+    /// What the seed draws faults with.
+    pub whims: fastrand::Rng,
+    pub source: Source,
+    pub differences: Differences,
+    #[cfg(test)]
+    pub sabotage: super::driver::Sabotage,
     /// Reused between calls.
     pub actions: Actions,
     pub later: Later,
@@ -113,8 +128,8 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    pub fn new(options: Options, trace: Trace) -> Cluster {
-        let mut rng = fastrand::Rng::with_seed(options.seed);
+    pub fn new(options: Options, source: Source, trace: Trace) -> Cluster {
+        let mut rng = options.rng();
         let hosts = [0, 1].map(|index| Host::new(&options, index, rng.fork()));
         let max_delay = options.network_delay.as_nanos() as u64;
         let network = Network::new(options.initiator, max_delay, rng.fork());
@@ -123,7 +138,7 @@ impl Cluster {
         let blank: Blank = options.blank(options.first_primary);
         let sectors = options.layout().data_size / SECTOR;
         Cluster {
-            now: Time(1_000_000),
+            now: BEGINNING,
             phase: Phase::Setup,
             hosts,
             network,
@@ -135,7 +150,12 @@ impl Cluster {
             trace,
             stats: Stats::default(),
             violation: None,
+            whims: rng.fork(),
             rng,
+            source,
+            differences: Differences::default(),
+            #[cfg(test)]
+            sabotage: super::driver::Sabotage::None,
             actions: Vec::new(),
             later: Vec::new(),
             queue: BinaryHeap::new(),
@@ -165,8 +185,7 @@ impl Cluster {
             self.fold(next.event);
             self.happen(next.event);
         }
-        self.stats.virtual_time = self.now.since(Time(1_000_000));
-        self.stats.requests = self.client.asked();
+        self.stats.virtual_time = self.now.since(BEGINNING);
     }
 
     fn happen(&mut self, event: Event) {
@@ -190,6 +209,8 @@ impl Cluster {
             Event::Operator => self.operator_step(),
             Event::Fault => self.fault_step(),
             Event::Watch => self.watch_step(),
+            Event::Listed => self.listed_step(),
+            Event::Verify => self.verify_step(),
         }
     }
 
@@ -206,7 +227,9 @@ impl Cluster {
             Event::Operator => (11, 0),
             Event::Fault => (12, 0),
             Event::Watch => (13, 0),
-            Event::Arbiter { asker, .. } => (14 + asker.host as u64, asker.ask.0),
+            Event::Listed => (14, 0),
+            Event::Verify => (15, 0),
+            Event::Arbiter { asker, .. } => (16 + asker.host as u64, asker.ask.0),
         };
         self.trace.fold(self.now.0);
         self.trace.fold(kind << 56 ^ detail);
@@ -220,6 +243,16 @@ impl Cluster {
             sequence: self.sequence,
             event,
         }));
+    }
+
+    /// Does what the list has for now, and plans the rest of it.
+    pub fn listed_step(&mut self) {
+        while let Some(stimulus) = self.source.due(self.now) {
+            self.stimulate(stimulus);
+        }
+        if let Some(at) = self.source.next_at() {
+            self.schedule(at.0.saturating_sub(self.now.0), Event::Listed);
+        }
     }
 
     /// Plans what the network asked for.

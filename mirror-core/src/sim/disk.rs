@@ -106,6 +106,9 @@ pub(super) struct Disk {
     sectors: u64,
     blank: Blank,
     leaves: Vec<Option<Box<Leaf>>>,
+    /// Leaves changed since somebody last asked.
+    touched: Vec<usize>,
+    is_touched: Vec<bool>,
     metadata: BTreeMap<u64, Vec<u8>>,
     in_flight: BTreeMap<u64, InFlight>,
     cached: Vec<Landed>,
@@ -122,6 +125,8 @@ impl Disk {
             sectors: data_sectors,
             blank,
             leaves: std::iter::repeat_with(|| None).take(leaves).collect(),
+            touched: (0..leaves).collect(),
+            is_touched: vec![true; leaves],
             metadata: BTreeMap::new(),
             in_flight: BTreeMap::new(),
             cached: Vec::new(),
@@ -204,27 +209,31 @@ impl Disk {
         }
     }
 
-    /// Blocks in which the two images differ, as reads see them.
-    pub fn differing_blocks(&self, other: &Disk) -> Vec<u64> {
-        let mut found = Vec::new();
-        for index in 0..self.leaves.len() {
-            let (mine, theirs) = (&self.leaves[index], &other.leaves[index]);
-            match (mine, theirs) {
-                (None, None) if self.blank == other.blank => continue,
-                (Some(mine), Some(theirs)) if mine.cache == theirs.cache => continue,
-                _ => {}
-            }
-            let first = (index * LEAF) as u64;
-            for block in 0..LEAF as u64 / SECTORS_PER_BLOCK {
-                let start = first + block * SECTORS_PER_BLOCK;
-                if start < self.sectors
-                    && (start..start + SECTORS_PER_BLOCK).any(|s| self.view(s) != other.view(s))
-                {
-                    found.push(start / SECTORS_PER_BLOCK);
-                }
-            }
+    /// Which blocks of a leaf differ from the other image, as reads see them; a bit each.
+    pub fn differing(&self, other: &Disk, leaf: usize) -> u64 {
+        match (&self.leaves[leaf], &other.leaves[leaf]) {
+            (None, None) if self.blank == other.blank => return 0,
+            (Some(mine), Some(theirs)) if mine.cache == theirs.cache => return 0,
+            _ => {}
+        }
+        let first = (leaf * LEAF) as u64;
+        let mut found = 0;
+        for block in 0..LEAF as u64 / SECTORS_PER_BLOCK {
+            let start = first + block * SECTORS_PER_BLOCK;
+            let mut sectors = start..start + SECTORS_PER_BLOCK;
+            let differs = start < self.sectors && sectors.any(|s| self.view(s) != other.view(s));
+            found |= u64::from(differs) << block;
         }
         found
+    }
+
+    /// The leaves that may have changed since the last call; at first, all.
+    pub fn take_touched(&mut self) -> Vec<usize> {
+        let touched = std::mem::take(&mut self.touched);
+        for leaf in &touched {
+            self.is_touched[*leaf] = false;
+        }
+        touched
     }
 
     /// Bytes of the metadata as they are on stable storage; whole blocks.
@@ -294,8 +303,11 @@ impl Disk {
             }
         }
         self.changes += 1;
-        for leaf in self.leaves.iter_mut().flatten() {
-            leaf.cache = leaf.durable;
+        for index in 0..self.leaves.len() {
+            if let Some(leaf) = &mut self.leaves[index] {
+                leaf.cache = leaf.durable;
+                self.touch(index);
+            }
         }
     }
 
@@ -401,9 +413,16 @@ impl Disk {
         }
     }
 
+    fn touch(&mut self, leaf: usize) {
+        if !std::mem::replace(&mut self.is_touched[leaf], true) {
+            self.touched.push(leaf);
+        }
+    }
+
     fn leaf(&mut self, sector: u64) -> &mut Leaf {
         let index = sector as usize / LEAF;
         let blank = self.blank;
+        self.touch(index);
         self.leaves[index].get_or_insert_with(|| {
             let first = (index * LEAF) as u64;
             let content = std::array::from_fn(|slot| blank.sector(first + slot as u64));

@@ -78,6 +78,7 @@ impl Cluster {
             Action::MetaWrite { op, offset, bytes } => {
                 process.operations.insert(op, Purpose::Metadata);
                 self.within_metadata(offset, bytes.len())?;
+                self.trace.fold_bytes(&bytes);
                 self.submit(h, op, Operation::MetaWrite { offset, bytes })
             }
             Action::StartConnecting => {
@@ -103,6 +104,7 @@ impl Cluster {
                     Body::Control(bytes) => WireBody::Control(bytes),
                 };
                 let header = header.encode();
+                self.trace.fold_bytes(&header);
                 let frame = Frame { header, body };
                 self.network
                     .send(now, h, connection, frame, &mut self.later);
@@ -170,6 +172,9 @@ impl Cluster {
         if self.now < host.slow_until {
             delay *= u64::from(SLOW_DISK);
         }
+        #[cfg(test)]
+        let operation = self.sabotage.of(h, operation);
+        let host = &mut self.hosts[h];
         if delay > DISK_SPIKE.as_nanos() as u64 {
             host.held_until = host.held_until.max(Time(self.now.0 + delay));
         }
@@ -236,6 +241,30 @@ impl Cluster {
             },
         };
         self.feed(h, input);
+    }
+}
+
+/// A driver that breaks its contract, for tests of what comes after a violation.
+#[cfg(test)]
+#[derive(Clone, Copy)]
+pub(super) enum Sabotage {
+    None,
+    FlushesDropped { host: usize },
+}
+
+#[cfg(test)]
+impl Sabotage {
+    fn of(self, h: usize, operation: Operation) -> Operation {
+        match (self, operation) {
+            (Sabotage::FlushesDropped { host }, Operation::Flush) if host == h => {
+                Operation::Write {
+                    start: 0,
+                    data: Fill::Zeroes(0),
+                    fua: false,
+                }
+            }
+            (_, operation) => operation,
+        }
     }
 }
 

@@ -3,7 +3,9 @@
 use super::cluster::{Cluster, Event, Phase};
 use super::options::Arbitration;
 use super::split_brain::SplitBrain;
+use super::stimulus::Stimulus;
 use crate::types::{BootId, Time};
+use std::ops::Range;
 use std::time::Duration;
 
 const MILLISECOND: u64 = 1_000_000;
@@ -24,46 +26,45 @@ pub(super) enum Crash {
 }
 
 impl Cluster {
+    /// Draws a fault.
     pub fn fault_step(&mut self) {
         // A split brain is a story without other faults.
         if self.phase != Phase::Storm || self.operator.split != SplitBrain::Not {
             return;
         }
-        let h = self.rng.usize(0..2);
-        if self.options.is_arbitrated() && self.rng.u8(0..4) == 0 {
-            self.arbiter_fault(h);
-            if self.rng.bool() {
+        let h = self.whims.usize(0..2);
+        if self.options.is_arbitrated() && self.whims.u8(0..4) == 0 {
+            self.draw_arbiter_fault(h);
+            if self.whims.bool() {
                 return self.next_fault();
             }
             // On top of it comes another, close in time.
-            let soon = self.rng.u64(0..500) * MILLISECOND;
+            let soon = self.whims.u64(0..500) * MILLISECOND;
             return self.schedule(soon, Event::Fault);
         }
-        match self.rng.u8(0..16) {
-            0..3 => self.crash(h, Crash::Process),
-            3..5 => self.crash(h, Crash::Power),
+        match self.whims.u8(0..16) {
+            0..3 => self.draw_crash(h, Crash::Process),
+            3..5 => self.draw_crash(h, Crash::Power),
             5 => {
-                self.crash(h, Crash::Power);
-                self.crash(1 - h, Crash::Power);
+                self.draw_crash(h, Crash::Power);
+                self.draw_crash(1 - h, Crash::Power);
             }
             6 => {
-                self.crash(h, Crash::Process);
-                let kind = [Crash::Process, Crash::Power][self.rng.usize(0..2)];
-                self.crash(1 - h, kind);
+                self.draw_crash(h, Crash::Process);
+                let kind = [Crash::Process, Crash::Power][self.whims.usize(0..2)];
+                self.draw_crash(1 - h, kind);
             }
-            7..10 => self.cut(),
-            10..12 => self.stall(&[h]),
-            12 => self.stall(&[0, 1]),
+            7..10 => self.draw_cut(),
+            10..12 => self.draw_silence(&[h]),
+            12 => self.draw_silence(&[0, 1]),
             13 => {
-                let span = self.rng.u64(50..3000) * MILLISECOND;
-                self.hosts[h].slow_until = Time(self.now.0 + span);
-                self.stats.faults.slow += 1;
-                self.tell(h, "disk is slow");
+                let span = draw_millis(&mut self.whims, 50..3000);
+                self.stimulate(Stimulus::SlowDisk { host: h, span });
             }
             _ => {
                 // A fault on top of another, close in time.
-                self.cut();
-                let soon = self.rng.u64(0..300) * MILLISECOND;
+                self.draw_cut();
+                let soon = self.whims.u64(1..300) * MILLISECOND;
                 self.schedule(soon, Event::Fault);
                 return;
             }
@@ -71,64 +72,104 @@ impl Cluster {
         self.next_fault();
     }
 
-    fn arbiter_fault(&mut self, h: usize) {
-        let span = self.rng.u64(50..4000) * MILLISECOND;
-        self.stats.faults.arbiter += 1;
-        match self.rng.u8(0..6) {
-            0 | 1 => {
-                self.tell(h, "cannot reach the arbiter");
-                self.arbiter.part(self.now, h, span);
-            }
+    fn draw_arbiter_fault(&mut self, host: usize) {
+        let span = draw_millis(&mut self.whims, 50..4000);
+        match self.whims.u8(0..6) {
+            0 | 1 => self.stimulate(Stimulus::PartArbiter { host, span }),
             2 => {
-                self.tell(0, "and b cannot reach the arbiter");
-                self.arbiter.part(self.now, 0, span);
-                self.arbiter.part(self.now, 1, span);
+                self.stimulate(Stimulus::PartArbiter { host: 0, span });
+                self.stimulate(Stimulus::PartArbiter { host: 1, span });
             }
-            3 | 4 => {
-                self.tell(h, "and its peer find the arbiter slow");
-                self.arbiter.lag(self.now, span);
-            }
+            3 | 4 => self.stimulate(Stimulus::LagArbiter { span }),
             _ if self.options.arbitration == Arbitration::Wiped => {
-                self.tell(h, "and its peer have an arbiter that forgot everything");
-                self.arbiter.wipe();
+                self.stimulate(Stimulus::WipeArbiter);
             }
-            _ => {
-                self.tell(h, "and its peer have an arbiter that restarts");
-                self.arbiter.restart(self.now);
-            }
+            _ => self.stimulate(Stimulus::RestartArbiter),
         }
+    }
+
+    /// Parts a host from the arbiter.
+    pub fn part_arbiter(&mut self, h: usize, span: Duration) {
+        self.stats.faults.arbiter += 1;
+        self.tell(h, "cannot reach the arbiter");
+        self.arbiter.part(self.now, h, span.as_nanos() as u64);
+    }
+
+    /// Slows the arbiter down.
+    pub fn lag_arbiter(&mut self, span: Duration) {
+        self.stats.faults.arbiter += 1;
+        self.tell(0, "and b find the arbiter slow");
+        self.arbiter.lag(self.now, span.as_nanos() as u64);
+    }
+
+    /// Lets the arbiter forget everything.
+    pub fn wipe_arbiter(&mut self) {
+        self.stats.faults.arbiter += 1;
+        self.tell(0, "and b have an arbiter that forgot everything");
+        self.arbiter.wipe();
+    }
+
+    /// Restarts the arbiter.
+    pub fn restart_arbiter(&mut self) {
+        self.stats.faults.arbiter += 1;
+        self.tell(0, "and b have an arbiter that restarts");
+        self.arbiter.restart(self.now);
     }
 
     pub fn next_fault(&mut self) {
         let gap = self.options.fault_gap.as_nanos() as u64;
-        let delay = self.rng.u64(gap / 4..gap * 2);
+        let delay = self.whims.u64(gap / 4..gap * 2);
         self.schedule(delay, Event::Fault);
     }
 
-    fn cut(&mut self) {
-        let outage = match self.rng.u8(0..3) {
-            0 => 0,
-            1 => self.rng.u64(0..500) * MILLISECOND,
-            _ => self.rng.u64(0..6000) * MILLISECOND,
+    fn draw_crash(&mut self, host: usize, kind: Crash) {
+        let down = draw_down(&mut self.whims);
+        self.stimulate(Stimulus::Crash { host, kind, down });
+    }
+
+    fn draw_cut(&mut self) {
+        let outage = match self.whims.u8(0..3) {
+            0 => Duration::ZERO,
+            1 => draw_millis(&mut self.whims, 0..500),
+            _ => draw_millis(&mut self.whims, 0..6000),
         };
+        self.stimulate(Stimulus::Cut { outage });
+    }
+
+    fn draw_silence(&mut self, from: &[usize]) {
+        let span = draw_millis(&mut self.whims, 10..6000);
+        for host in from {
+            self.stimulate(Stimulus::Silence { host: *host, span });
+        }
+    }
+
+    /// Breaks the link.
+    pub fn cut(&mut self, outage: Duration) {
         self.stats.faults.cuts += 1;
         self.tell(0, "link is cut");
+        let outage = outage.as_nanos() as u64;
         self.network.cut(outage, &mut self.later);
         self.flush_network();
     }
 
-    fn stall(&mut self, from: &[usize]) {
-        let span = self.rng.u64(10..6000) * MILLISECOND;
+    /// Holds what a host sends.
+    pub fn silence(&mut self, h: usize, span: Duration) {
         self.stats.faults.stalls += 1;
-        for h in from {
-            self.tell(*h, "is not heard any more");
-            self.network.stall(*h, span, &mut self.later);
-        }
+        self.tell(h, "is not heard any more");
+        let span = span.as_nanos() as u64;
+        self.network.stall(h, span, &mut self.later);
         self.flush_network();
     }
 
-    /// Ends the daemon of a machine; it is started again later.
-    pub fn crash(&mut self, h: usize, kind: Crash) {
+    /// Slows the disk of a host down.
+    pub fn slow_disk(&mut self, h: usize, span: Duration) {
+        self.stats.faults.slow += 1;
+        self.hosts[h].slow_until = self.now.after(span);
+        self.tell(h, "disk is slow");
+    }
+
+    /// Ends the daemon of a machine; it is started again after `down`.
+    pub fn crash(&mut self, h: usize, kind: Crash, down: Duration) {
         if self.hosts[h].process.is_none() {
             return;
         }
@@ -160,19 +201,15 @@ impl Cluster {
             .host_died(self.now, h, silently, &mut self.later);
         self.flush_network();
         self.check_covered();
-        self.start_later(h);
+        self.start_after(h, down);
     }
 
     /// Plans the start of a daemon that is down.
-    pub fn start_later(&mut self, h: usize) {
+    pub fn start_after(&mut self, h: usize, down: Duration) {
         if !self.hosts[h].starting {
             self.hosts[h].starting = true;
-            let delay = match self.rng.u8(0..3) {
-                0 => self.rng.u64(1..100),
-                1 => self.rng.u64(100..2000),
-                _ => self.rng.u64(1000..8000),
-            };
-            self.schedule(delay * MILLISECOND, Event::Start { host: h });
+            let delay = down.as_nanos() as u64;
+            self.schedule(delay, Event::Start { host: h });
         }
     }
 
@@ -206,4 +243,17 @@ impl Cluster {
         let disk = (self.options.disk_latency * 100 + spikes) * slowdown;
         Duration::from_secs(2) + disk + self.options.network_delay * 100
     }
+}
+
+/// How long a daemon stays down.
+pub(super) fn draw_down(rng: &mut fastrand::Rng) -> Duration {
+    match rng.u8(0..3) {
+        0 => draw_millis(rng, 1..100),
+        1 => draw_millis(rng, 100..2000),
+        _ => draw_millis(rng, 1000..8000),
+    }
+}
+
+fn draw_millis(rng: &mut fastrand::Rng, range: Range<u64>) -> Duration {
+    Duration::from_millis(rng.u64(range))
 }

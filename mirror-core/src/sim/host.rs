@@ -4,6 +4,7 @@ use super::buffers::{Buffers, Checksum};
 use super::cluster::{Cluster, Event};
 use super::disk::Disk;
 use super::driver::Purpose;
+use super::faults::draw_down;
 use super::options::Options;
 use crate::limits::SECTOR;
 use crate::meta;
@@ -204,7 +205,8 @@ impl Cluster {
         }
         self.network.host_died(self.now, h, false, &mut self.later);
         self.flush_network();
-        self.start_later(h);
+        let down = draw_down(&mut self.hosts[h].rng);
+        self.start_after(h, down);
     }
 }
 

@@ -189,7 +189,7 @@ impl Cluster {
             return;
         }
         self.custody.covered_at = changes;
-        let differing = self.hosts[0].disk.differing_blocks(&self.hosts[1].disk);
+        let differing = self.differing_blocks();
         if differing.is_empty() {
             return;
         }
@@ -249,7 +249,7 @@ impl Cluster {
             return;
         }
         self.custody.identical_at = changes;
-        let differing = self.hosts[0].disk.differing_blocks(&self.hosts[1].disk);
+        let differing = self.differing_blocks();
         if let Some(block) = differing.first() {
             self.fail(format!(
                 "both replicas are UpToDate, Connected and clean, and {} blocks differ, first {block}",

@@ -6,6 +6,7 @@ use super::cluster::{Cluster, Event, Phase};
 use super::host::NAMES;
 use super::options::{Beginning, Scenario};
 use super::split_brain::SplitBrain;
+use super::stimulus::Stimulus;
 use crate::control::CommandOutcome;
 use crate::error::Refusal;
 use crate::node::boundary::{Command, CommandId, Input, PrimaryMode};
@@ -15,6 +16,8 @@ use std::time::Duration;
 
 /// How long healing may take, of virtual time.
 const HEAL_TIME: Duration = Duration::from_secs(240);
+
+const PRIMARY: Command = Command::Primary(PrimaryMode::Ordinary);
 
 /// The operator's notes.
 pub(super) struct Operator {
@@ -59,6 +62,11 @@ impl Cluster {
         match self.phase {
             Phase::Setup => self.set_up(),
             Phase::Storm if self.operator.split != SplitBrain::Not => self.split_brain_step(),
+            // The list has the commands.
+            Phase::Storm if !self.source.is_drawn() => return,
+            Phase::Storm if self.now > self.operator.storm_ends => {
+                return self.stimulate(Stimulus::Calm);
+            }
             Phase::Storm => self.storm(),
             Phase::Heal { deadline } => self.heal(deadline),
             Phase::Verify { deadline } => {
@@ -68,8 +76,20 @@ impl Cluster {
             }
             Phase::Over => return,
         }
+        self.next_look();
+    }
+
+    fn next_look(&mut self) {
         let pause = self.operator.rng.u64(10_000_000..100_000_000);
         self.schedule(pause, Event::Operator);
+    }
+
+    /// Gives a command of the storm through the recording, one of healing directly.
+    fn order(&mut self, h: usize, what: Command) {
+        match self.phase {
+            Phase::Storm => self.stimulate(Stimulus::Command { host: h, what }),
+            _ => self.command(h, what),
+        }
     }
 
     /// Gives a command.
@@ -81,6 +101,8 @@ impl Cluster {
         let command = CommandId(self.operator.next_command);
         self.operator.waiting.insert(command, (h, what));
         self.stats.commands += 1;
+        let alone = !self.connected(h);
+        self.stats.failovers += u64::from(alone && what == PRIMARY);
         if what == Command::Down
             && let Some(process) = &mut self.hosts[h].process
         {
@@ -146,19 +168,28 @@ impl Cluster {
         self.phase = Phase::Storm;
         self.operator.storm_ends = self.now.after(self.options.storm);
         self.operator.next_whim = self.now.after(self.options.operator_gap);
-        self.next_fault();
-        self.start_client();
+        match self.source.is_drawn() {
+            true => {
+                self.next_fault();
+                self.start_client();
+            }
+            false => self.listed_step(),
+        }
+    }
+
+    /// The storm is over: what follows depends on nothing that was drawn in it.
+    pub fn calm(&mut self) {
+        self.operator.rng = self.options.rng();
+        self.operator.heir = None;
+        if self.options.scenario == Scenario::InsaneOperator {
+            self.operator.split = SplitBrain::Begin;
+        } else {
+            self.begin_healing();
+        }
+        self.next_look();
     }
 
     fn storm(&mut self) {
-        if self.now > self.operator.storm_ends {
-            if self.options.scenario == Scenario::InsaneOperator {
-                self.operator.split = SplitBrain::Begin;
-            } else {
-                self.begin_healing();
-            }
-            return;
-        }
         self.care(50);
         if self.now < self.operator.next_whim {
             return;
@@ -176,20 +207,20 @@ impl Cluster {
                     1 - s
                 };
                 self.operator.heir = Some(heir);
-                self.command(s, Command::Secondary);
+                self.order(s, Command::Secondary);
             }
             // The node must refuse: it knows that its peer is Primary.
             (3, Some(s)) if self.knows_primary(1 - s) => {
-                self.command(1 - s, Command::Primary(PrimaryMode::Ordinary));
+                self.order(1 - s, PRIMARY);
             }
-            (4, _) => self.command(h, Command::Disconnect),
+            (4, _) => self.order(h, Command::Disconnect),
             (5, Some(s)) if self.connected(s) && self.options.store_size < 1 << 30 => {
-                self.command(1 - s, Command::Invalidate);
+                self.order(1 - s, Command::Invalidate);
             }
-            (6, _) => self.command(h, Command::PauseResync),
-            (7, _) => self.command(h, Command::ResumeResync),
-            (8, _) => self.command(h, Command::Down),
-            (9, _) => self.command(
+            (6, _) => self.order(h, Command::PauseResync),
+            (7, _) => self.order(h, Command::ResumeResync),
+            (8, _) => self.order(h, Command::Down),
+            (9, _) => self.order(
                 h,
                 Command::Connect {
                     discard_my_data: false,
@@ -197,18 +228,18 @@ impl Cluster {
             ),
             // Both are asked at once: at most one may win.
             (10, None) if self.both_connected() && !self.operator.promoting() => {
-                self.command(h, Command::Primary(PrimaryMode::Ordinary));
-                self.command(1 - h, Command::Primary(PrimaryMode::Ordinary));
+                self.order(h, PRIMARY);
+                self.order(1 - h, PRIMARY);
             }
             // With an arbiter he need not think: the losing node must be refused.
             (11, _) if self.options.is_arbitrated() => {
-                self.command(h, Command::Primary(PrimaryMode::Ordinary));
+                self.order(h, PRIMARY);
             }
             (11, None) => {
                 // Freshly started and alone: the node itself must know whether it may.
                 let fresh = self.hosts[h].process.as_ref().is_some_and(|p| p.fresh);
                 if fresh && self.hosts[1 - h].process.is_none() {
-                    self.command(h, Command::Primary(PrimaryMode::Ordinary));
+                    self.order(h, PRIMARY);
                 }
             }
             _ => {}
@@ -236,7 +267,7 @@ impl Cluster {
                 .status(h)
                 .is_some_and(|s| s.link == LinkState::StandAlone);
             if alone && !self.operator.busy(h) && self.operator.rng.u32(0..400) < percent {
-                self.command(
+                self.order(
                     h,
                     Command::Connect {
                         discard_my_data: false,
@@ -265,8 +296,7 @@ impl Cluster {
             let alone = self.options.is_arbitrated() || self.custody.may_go_alone(h);
             if status.disk == DiskState::UpToDate && !peer_is_primary && (with_peer || alone) {
                 self.tell(h, "is chosen to be Primary");
-                self.stats.failovers += u64::from(!with_peer);
-                return self.command(h, Command::Primary(PrimaryMode::Ordinary));
+                return self.order(h, PRIMARY);
             }
         }
     }
@@ -314,10 +344,12 @@ impl Cluster {
         }
         self.care(100);
         let serving = (0..2).find(|h| self.serving(*h));
-        let done = self.client.asked() >= self.options.requests || {
-            // A guest that could ask little because nobody served asks no more.
-            self.now.after(HEAL_TIME / 2) > deadline
+        let asked_all = match self.source.is_drawn() {
+            true => self.client.asked() >= self.options.requests,
+            false => self.source.next_at().is_none(),
         };
+        // A guest that could ask little because nobody served asks no more.
+        let done = asked_all || self.now.after(HEAL_TIME / 2) > deadline;
         self.client.held |= done;
         if serving.is_some() && done && self.quiet() && self.in_sync() && self.both_hold() {
             self.converged();
@@ -347,17 +379,17 @@ impl Cluster {
             .filter_map(|h| self.status(h))
             .map(|s| s.counters.resyncs)
             .sum::<u64>();
-        let differing = self.hosts[0].disk.differing_blocks(&self.hosts[1].disk);
+        let differing = self.differing_blocks();
         if !differing.is_empty() {
             self.fail(format!(
                 "{} blocks differ after everything was healed",
                 differing.len()
             ));
         }
-        self.begin_verification();
         self.phase = Phase::Verify {
             deadline: self.now.after(HEAL_TIME),
         };
+        self.begin_verification();
     }
 
     /// Everything was read back.

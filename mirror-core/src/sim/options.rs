@@ -2,6 +2,7 @@
 
 use super::arbiter::ARBITER;
 use super::disk::Blank;
+use super::text::Text;
 use crate::meta::Layout;
 use crate::node::MetadataPlace;
 use crate::types::ArbiterId;
@@ -37,11 +38,38 @@ pub enum Arbitration {
     Wiped,
 }
 
+/// Declares the options with a list of them, so that each is printed, read and set by its name.
+macro_rules! options {
+    ($(#[$about:meta])* pub struct Options { $(pub $name:ident: $type:ty,)* }) => {
+        $(#[$about])*
+        pub struct Options {
+            $(pub $name: $type,)*
+        }
+
+        impl Options {
+            /// Every option with its value, as scripts write it.
+            pub fn list(&self) -> Vec<(&'static str, String)> {
+                vec![$((stringify!($name), self.$name.to_text())),*]
+            }
+
+            fn assign(&mut self, name: &str, value: &str) -> Result<(), String> {
+                match name {
+                    $(stringify!($name) => self.$name = Text::from_text(value)?,)*
+                    _ => return Err("unknown option".to_owned()),
+                }
+                Ok(())
+            }
+        }
+    };
+}
+
+options! {
 /// What a seed derives.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 #[allow(missing_docs)] // The names are the documentation; they are printed with a report.
 pub struct Options {
     pub seed: u64,
+    pub luck: u64,
     pub scenario: Scenario,
     pub beginning: Beginning,
     pub metadata: MetadataPlace,
@@ -65,6 +93,7 @@ pub struct Options {
     pub storm: Duration,
     pub fault_gap: Duration,
     pub operator_gap: Duration,
+}
 }
 
 impl Options {
@@ -105,6 +134,7 @@ impl Options {
         let lease = Duration::from_millis(pick(&mut rng, &[200, 1000, 3000]));
         Options {
             seed,
+            luck: 0,
             scenario,
             arbitration,
             lease: lease.max(network_delay * 100),
@@ -132,6 +162,63 @@ impl Options {
             fault_gap: Duration::from_millis(pick(&mut rng, &[300, 1000, 3000, 8000]))
                 .min(storm / 5),
             operator_gap: Duration::from_millis(pick(&mut rng, &[300, 1000, 5000])),
+        }
+    }
+
+    /// The random numbers of a run. Another `luck` gives the same story other delays.
+    pub(super) fn rng(&self) -> fastrand::Rng {
+        fastrand::Rng::with_seed(self.seed ^ self.luck.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    }
+
+    /// Whether there is an option of this name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        let mut names = self.list().into_iter().map(|(known, _)| known);
+        names.any(|known| known == name.replace('-', "_"))
+    }
+
+    /// Gives an option the value that a script has for it.
+    pub(super) fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
+        if !self.has(name) {
+            return Err(format!("unknown option `{name}`"));
+        }
+        self.assign(&name.replace('-', "_"), value)
+            .and_then(|()| self.check())
+            .map_err(|problem| format!("{name}: {problem}"))
+    }
+
+    /// What the parts of the world take for granted.
+    fn check(&self) -> Result<(), String> {
+        let least = Duration::from_micros(1);
+        let spans = [
+            self.lease,
+            self.stall_timeout,
+            self.disk_latency,
+            self.network_delay,
+            self.think,
+            self.storm,
+            self.fault_gap,
+            self.operator_gap,
+        ];
+        let percents = [
+            self.read_percent,
+            self.zero_percent,
+            self.fua_percent,
+            self.flush_percent,
+        ];
+        if let Err(error) = Layout::new(self.store_size, self.metadata) {
+            Err(error.to_string())
+        } else if self.store_size > 1 << 40 {
+            Err("at most 1 TiB can be simulated".to_owned())
+        } else if spans.iter().any(|span| *span < least) {
+            Err(format!("at least {least:?} is needed"))
+        } else if percents.iter().any(|percent| *percent > 100) {
+            Err("at most 100 percent".to_owned())
+        } else if self.initiator > 1 || self.first_primary > 1 {
+            Err("the nodes are 0 and 1".to_owned())
+        } else if !(1..=100_000).contains(&self.hot_ranges) {
+            Err("1 to 100000 are possible".to_owned())
+        } else {
+            Ok(())
         }
     }
 
@@ -163,7 +250,12 @@ impl Options {
 }
 
 impl fmt::Display for Options {
+    /// A line each, as the head of a script.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self:?}")
+        for (index, (name, value)) in self.list().into_iter().enumerate() {
+            let end = if index == 0 { "" } else { "\n" };
+            write!(f, "{end}{} {value}", name.replace('_', "-"))?;
+        }
+        Ok(())
     }
 }

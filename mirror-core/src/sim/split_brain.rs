@@ -2,6 +2,7 @@
 //! node by force. The split brain must be noticed, never merged silently, and end when one side
 //! discards its data.
 
+use super::client::Ask;
 use super::cluster::Cluster;
 use super::host::NAMES;
 use crate::node::boundary::{Command, PrimaryMode};
@@ -88,6 +89,14 @@ impl Cluster {
     }
 
     fn split_diverge(&mut self, before: [u64; 2], until: Time) {
+        // A list may have no writes for now, and the story needs some on both sides.
+        if !self.source.is_drawn() && self.source.next_at().is_none_or(|at| at > until) {
+            self.guest_asks(Ask::Write {
+                start: 0,
+                count: 8,
+                fua: false,
+            });
+        }
         let now = self.client.acknowledged;
         if now[0] > before[0] + 3 && now[1] > before[1] + 3 {
             self.client.held = true;

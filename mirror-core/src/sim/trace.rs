@@ -41,6 +41,11 @@ impl Trace {
             .rotate_left(23);
     }
 
+    /// Mixes bytes that leave a node into the hash.
+    pub fn fold_bytes(&mut self, bytes: &[u8]) {
+        self.fold(u64::from(crc32fast::hash(bytes)));
+    }
+
     pub fn hash(&self) -> u64 {
         self.hash
     }

@@ -96,6 +96,11 @@ fn metadata_writes_in_flight_tear_at_a_sector() {
 #[test]
 fn differences_are_found_by_block() {
     let (mut a, b) = (disk(0), disk(1));
+    a.take_touched();
     write(&mut a, 1, 17, &[5], false);
-    assert_eq!(a.differing_blocks(&b), [2]);
+    assert_eq!(a.differing(&b, 0), 1 << 2);
+    assert_eq!(a.take_touched(), [0]);
+    a.lose_power();
+    assert_eq!(a.take_touched(), [0]);
+    assert_eq!(a.take_touched(), []);
 }

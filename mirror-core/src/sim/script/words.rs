@@ -188,7 +188,7 @@ fn verdict(bytes: &[u8]) -> &'static str {
 pub(super) fn size(bytes: u64) -> String {
     match [(30, "G"), (20, "M"), (10, "K")]
         .into_iter()
-        .find(|(shift, _)| bytes != 0 && bytes % (1 << shift) == 0)
+        .find(|(shift, _)| bytes != 0 && bytes.is_multiple_of(1 << shift))
     {
         Some((shift, unit)) => format!("{}{unit}", bytes >> shift),
         None => bytes.to_string(),
