@@ -1,4 +1,4 @@
-//! The golden scripts in `tests/scripts` (docs/simulation.md, "Scripts").
+//! The golden scripts in `tests/scripts` (docs/simulation.md, "Golden scripts").
 //!
 //! `KAGAMI_UPDATE_SCRIPTS=1` writes what happens now below each block.
 

@@ -1,4 +1,4 @@
-//! Golden scripts: text in, text out, prose between (docs/simulation.md, "Scripts").
+//! Golden scripts: text in, text out, prose between (docs/simulation.md, "Golden scripts").
 //!
 //! A script tells two real nodes one story, step by step, in a world where nothing is left to
 //! chance: disks and link answer in order and at once except where the script holds something
