@@ -25,7 +25,7 @@ mod attach;
 pub mod boundary;
 mod commands;
 mod effect;
-mod handshake;
+pub(crate) mod handshake;
 mod link;
 mod operation;
 mod ordering;

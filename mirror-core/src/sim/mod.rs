@@ -27,6 +27,7 @@ mod network;
 mod operator;
 mod options;
 mod recording;
+pub mod script;
 mod shrink;
 mod split_brain;
 mod stimulus;

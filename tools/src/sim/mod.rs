@@ -1,6 +1,7 @@
 //! `kagami sim`: the simulator's front.
 
 mod exhaustive;
+mod golden;
 mod script;
 mod seeds;
 mod totals;
@@ -20,7 +21,7 @@ use std::path::{Path, PathBuf};
 #[derive(Args, Debug)]
 #[command(
     group(ArgGroup::new("what").required(true).args(
-        ["seed", "seeds", "until_failure", "replay", "exhaustive", "exhaustive_case"])),
+        ["seed", "seeds", "until_failure", "replay", "exhaustive", "exhaustive_case", "script"])),
     after_help = "Examples:
   kagami sim --seeds 2000              many runs, on all processors; ends with 1 at a violation
   kagami sim --seeds 500 --from 7000 --json
@@ -31,7 +32,9 @@ use std::path::{Path, PathBuf};
   kagami sim --seed 17 --shrink        of a violation, a script of what it takes
   kagami sim --replay sim-seed-17.script --trace
   kagami sim --exhaustive              every small case, a crash after every action
-  kagami sim --exhaustive-case 'write,disconnect/crash a@7/keep none' --trace"
+  kagami sim --exhaustive-case 'write,disconnect/crash a@7/keep none' --trace
+  kagami sim --script mirror-core/tests/scripts/a-write.txt
+                                       one story, told anew"
 )]
 pub struct SimArgs {
     /// Run this seed and say what it derived.
@@ -59,6 +62,9 @@ pub struct SimArgs {
     /// Run one case of them, by the name a violation gives.
     #[arg(long, value_name = "NAME")]
     exhaustive_case: Option<Case>,
+    /// Run a golden script, a story for readers, and print it with what happens now.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["trace", "shrink", "output", "from", "minutes", "threads", "json"])]
+    script: Option<PathBuf>,
     /// Print everything that happens.
     #[arg(long, conflicts_with_all = ["seeds", "until_failure", "exhaustive", "json", "shrink"])]
     trace: bool,
@@ -98,6 +104,9 @@ pub fn run(args: &SimArgs) -> Result<(), Refusal> {
     }
     if args.exhaustive {
         return exhaustive::run_all(args);
+    }
+    if let Some(file) = &args.script {
+        return golden::run(file);
     }
     match (&args.replay, args.seed) {
         (Some(file), _) => replay(args, file),
