@@ -8,7 +8,7 @@
 //! and `invariants.rs` (what must hold across the two disks).
 
 mod buffers;
-mod checker;
+pub mod checker;
 mod client;
 mod cluster;
 mod disk;
