@@ -10,7 +10,10 @@
 use kagami_tests::crash::{Cut, Left, PairCut, Recorders, Recording, Verdict, Victims};
 use kagami_tests::guest::{EndOnDrop, Guest, Reins};
 use kagami_tests::timeline::{Timeline, What};
-use kagami_tests::{Cluster, ClusterOptions, MIB, MetadataPlace, Node, ProxyMode, pace, rounds};
+use kagami_tests::{
+    Cluster, ClusterOptions, Deadline, MIB, MetadataPlace, Node, ProxyMode, StopOnDrop, pace,
+    rounds, wait_until,
+};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -58,7 +61,7 @@ fn cut_everywhere(metadata: MetadataPlace, wanted: usize, exhaustive: bool) -> C
     let mut cluster = Cluster::new(ClusterOptions {
         disk_size: SIZE,
         metadata,
-        stall_timeout: Duration::from_millis(500),
+        stall_timeout: Duration::from_secs(2),
         proxied: true,
         in_memory: true,
         ..ClusterOptions::default()
@@ -111,7 +114,7 @@ fn record(cluster: &mut Cluster) -> Recording {
     let reins = Reins::new();
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let _ends = EndOnDrop(&reins);
+        let _ends = (EndOnDrop(&reins), StopOnDrop(&over));
         scope.spawn(|| Guest::new(&timeline, size / 512, fastrand::Rng::new()).run(&reins));
         scope.spawn(|| tick(&timeline, &over));
         let mut story = Story {
@@ -121,7 +124,6 @@ fn record(cluster: &mut Cluster) -> Recording {
         };
         story.tell();
         reins.rest();
-        over.store(true, Ordering::Relaxed);
     });
     for node in Node::BOTH {
         cluster.kill(node);
@@ -175,8 +177,8 @@ impl Story<'_> {
     /// Lets the guest have so many more answers.
     fn work(&self, answers: u64) {
         let enough = self.reins.answered() + answers;
-        kagami_tests::wait_until(
-            kagami_tests::Deadline::seconds(20),
+        wait_until(
+            Deadline::seconds(30),
             "the guest's answers",
             || match self.reins.answered() {
                 so_far if so_far >= enough => Ok(()),
@@ -245,6 +247,7 @@ impl Story<'_> {
 
     fn hand_over(&mut self) {
         self.reins.rest();
+        self.cluster.wait_mirrored();
         self.cluster.demote(self.primary, 20);
         self.primary = self.secondary();
         self.cluster.promote(self.primary, 20);
@@ -252,15 +255,22 @@ impl Story<'_> {
     }
 
     fn invalidate(&mut self) {
+        wait_until(Deadline::seconds(20), "a copy thrown away", || {
+            let result = self.cluster.verb(self.secondary(), "invalidate", &[]);
+            // It parts from its peer to do it, and may not find it again in time.
+            if result.stderr.contains("KGM-0315") {
+                return Err(result.stderr);
+            }
+            Ok(result.expect_code(0))
+        });
         self.slow_link();
-        self.cluster
-            .verb(self.secondary(), "invalidate", &[])
-            .expect_code(0);
         self.work(60);
         self.until_mirrored();
     }
 
     fn fail_over(&mut self) {
+        // Only a holder may take over.
+        self.cluster.wait_mirrored();
         let dead = self.primary;
         self.cluster.kill(dead);
         self.primary = dead.peer();
