@@ -280,7 +280,7 @@ impl Recording {
         let log = &self.nodes[node as usize].logs[0];
         for (number, entry) in log.entries().iter().enumerate() {
             if let Logged::Write { offset, data, .. } = &entry.what
-                && (*offset..offset + data.len() as u64).contains(&(sector * 512))
+                && (*offset..offset + (data.end - data.start)).contains(&(sector * 512))
                 && entry.end <= cut[0]
             {
                 let flushes = log.flushes_within(entry.end);
@@ -485,7 +485,7 @@ fn records(log: &WriteLog, layout: &Layout) -> Vec<(u64, u64)> {
     for entry in log.entries() {
         if let Logged::Write { offset, data, .. } = &entry.what
             && slots.contains(offset)
-            && let Ok(slot) = Superblock::parse(log.data(data))
+            && let Ok(slot) = Superblock::parse(&log.data(data))
         {
             records.push((entry.end, slot.untrusted().generation.counter));
         }

@@ -12,7 +12,7 @@ use std::time::Duration;
 const DEPTH: usize = 8;
 
 /// Between two requests: a recording is about the moments of faults, not about bytes.
-const THINK: Duration = Duration::from_micros(700);
+const THINK: Duration = Duration::from_millis(2);
 
 /// Where a guest is told to go, and where it is.
 #[derive(Debug)]

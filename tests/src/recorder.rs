@@ -103,7 +103,7 @@ impl Recorder {
     pub fn finish(self) -> WriteLog {
         let [log, backing] = [self.log.clone(), self.backing.clone()];
         drop(self);
-        let log = fs::read(log).expect("a readable log");
+        let log = File::open(log).expect("the log is a file");
         let log = WriteLog::parse(log).unwrap_or_else(|error| panic!("the log is bad: {error}"));
         let left = fs::read(backing).expect("a readable store");
         let told = Durable::blank(left.len()).cut(

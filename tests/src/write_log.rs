@@ -9,7 +9,9 @@
 //! last flush a power cut keeps any subset, and of one write any subset of its sectors
 //! ([`Survivors`]).
 
+use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 
 /// The unit of a log, of tearing and of the format's numbers.
 pub const SECTOR: usize = 512;
@@ -38,7 +40,7 @@ pub enum Logged {
         /// Where on the device.
         offset: u64,
         /// Where in the log.
-        data: Range<usize>,
+        data: Range<u64>,
         /// Whether it is durable by itself.
         fua: bool,
     },
@@ -50,10 +52,11 @@ pub enum Logged {
     Mark,
 }
 
-/// A whole log.
+/// A whole log. Its data stays in its file: a harness that starts thousands of processes should be
+/// small, because each start copies its page tables.
 #[derive(Debug)]
 pub struct WriteLog {
-    bytes: Vec<u8>,
+    file: File,
     entries: Vec<Entry>,
     /// Numbers of the flush entries.
     flushes: Vec<usize>,
@@ -64,40 +67,45 @@ impl WriteLog {
     ///
     /// # Errors
     ///
-    /// When the bytes are no log, or one that ends within an entry.
-    pub fn parse(bytes: Vec<u8>) -> Result<WriteLog, String> {
-        let field = |at: usize| -> Result<u64, String> {
-            let field = bytes.get(at..at + 8).ok_or("the log ends too early")?;
-            Ok(u64::from_le_bytes(field.try_into().expect("8 bytes")))
+    /// When the file is no log, or one that ends within an entry.
+    pub fn parse(file: File) -> Result<WriteLog, String> {
+        let length = file.metadata().map_err(|error| error.to_string())?.len();
+        let header = |at: u64| -> Result<[u64; 4], String> {
+            let mut bytes = [0; 32];
+            file.read_exact_at(&mut bytes, at)
+                .map_err(|error| format!("at byte {at}: {error}"))?;
+            let mut fields = bytes.chunks_exact(8);
+            Ok([(); 4].map(|()| {
+                let field = fields.next().expect("four fields");
+                u64::from_le_bytes(field.try_into().expect("8 bytes"))
+            }))
         };
-        let sector_size = field(24)? & 0xffff_ffff;
-        if (field(0)?, field(8)?, sector_size) != (MAGIC, VERSION, SECTOR as u64) {
+        let [magic, version, _, sector_size] = header(0)?;
+        if (magic, version, sector_size & 0xffff_ffff) != (MAGIC, VERSION, SECTOR as u64) {
             return Err("not a write log of version 1 with 512-byte sectors".to_owned());
         }
         let mut entries = Vec::new();
         let mut flushes = Vec::new();
-        let mut at = SECTOR;
-        while at < bytes.len() {
-            let (sector, sectors, flags) = (field(at)?, field(at + 8)?, field(at + 16)?);
+        let mut at = SECTOR as u64;
+        while at < length {
+            let [sector, sectors, flags, _] = header(at)?;
             if flags & !(FLUSH | FUA | DISCARD | MARK) != 0 {
                 return Err(format!("entry {} has flags {flags:#x}", entries.len()));
             }
             let len = match flags & (DISCARD | MARK) {
-                0 => usize::try_from(sectors)
-                    .ok()
-                    .and_then(|sectors| sectors.checked_mul(SECTOR)),
+                0 => sectors.checked_mul(SECTOR as u64),
                 _ => Some(0),
             };
-            let data = at + SECTOR;
+            let data = at + SECTOR as u64;
             let end = len
                 .and_then(|len| data.checked_add(len))
-                .filter(|end| *end <= bytes.len())
+                .filter(|end| *end <= length)
                 .ok_or_else(|| format!("entry {} ends behind the log", entries.len()))?;
             // A flush with data is a flush and then a write.
             if flags & FLUSH != 0 {
                 flushes.push(entries.len());
                 entries.push(Entry {
-                    end: end as u64,
+                    end,
                     what: Logged::Flush,
                 });
             }
@@ -111,14 +119,11 @@ impl WriteLog {
                 }),
                 _ => None,
             };
-            entries.extend(what.map(|what| Entry {
-                end: end as u64,
-                what,
-            }));
+            entries.extend(what.map(|what| Entry { end, what }));
             at = end;
         }
         Ok(WriteLog {
-            bytes,
+            file,
             entries,
             flushes,
         })
@@ -130,8 +135,12 @@ impl WriteLog {
     }
 
     /// The data of a write.
-    pub fn data(&self, range: &Range<usize>) -> &[u8] {
-        &self.bytes[range.clone()]
+    pub fn data(&self, range: &Range<u64>) -> Vec<u8> {
+        let mut bytes = vec![0; (range.end - range.start) as usize];
+        self.file
+            .read_exact_at(&mut bytes, range.start)
+            .expect("a log that was read before");
+        bytes
     }
 
     /// Flush entries within the first `length` bytes.
@@ -251,9 +260,10 @@ fn apply(image: &mut [u8], log: &WriteLog, entry: usize, mut kept: impl FnMut(us
     let Logged::Write { offset, data, fua } = &log.entries[entry].what else {
         return;
     };
+    let data = log.data(data);
     let target = &mut image[*offset as usize..][..data.len()];
     let sectors = target.chunks_exact_mut(SECTOR);
-    for (index, (target, source)) in sectors.zip(log.data(data).chunks_exact(SECTOR)).enumerate() {
+    for (index, (target, source)) in sectors.zip(data.chunks_exact(SECTOR)).enumerate() {
         if *fua || kept(index) {
             target.copy_from_slice(source);
         }
@@ -283,8 +293,14 @@ mod tests {
         bytes
     }
 
+    fn parse(bytes: &[u8]) -> Result<WriteLog, String> {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(bytes, 0).unwrap();
+        WriteLog::parse(file)
+    }
+
     fn story() -> WriteLog {
-        WriteLog::parse(log_of(&[
+        parse(&log_of(&[
             (0, 2, 0, 1),
             (0, 0, FLUSH, 0),
             (1, 2, 0, 2),
@@ -318,7 +334,7 @@ mod tests {
         };
         assert_eq!(
             (*offset, *fua, log.data(data)),
-            (5 * 512, true, &[3; 512][..])
+            (5 * 512, true, vec![3; 512])
         );
         assert_eq!(log.flushes_within(4 * 512), 0);
         assert_eq!(log.flushes_within(5 * 512), 1);
@@ -384,15 +400,15 @@ mod tests {
 
     #[test]
     fn what_is_no_log_is_refused() {
-        assert!(WriteLog::parse(Vec::new()).is_err());
-        assert!(WriteLog::parse(vec![0; 4096]).is_err());
+        assert!(parse(&[]).is_err());
+        assert!(parse(&[0; 4096]).is_err());
         let mut short = log_of(&[(0, 2, 0, 1)]);
         short.truncate(short.len() - 1);
-        assert!(WriteLog::parse(short).is_err());
-        assert!(WriteLog::parse(log_of(&[(0, u64::MAX, 0, 0)][..0])).is_ok());
+        assert!(parse(&short).is_err());
+        assert!(parse(&log_of(&[])).is_ok());
         let mut wild = log_of(&[(0, 0, 0, 0)]);
         wild[SECTOR + 8..SECTOR + 16].fill(0xff);
-        assert!(WriteLog::parse(wild).is_err());
-        assert!(WriteLog::parse(log_of(&[(0, 1, 1 << 20, 0)])).is_err());
+        assert!(parse(&wild).is_err());
+        assert!(parse(&log_of(&[(0, 1, 1 << 20, 0)])).is_err());
     }
 }
