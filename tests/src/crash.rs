@@ -358,7 +358,8 @@ impl Images<'_> {
         if granted != (honest == "UpToDate") {
             return Err(format!("{honest}, and `primary` ended so: {plain:?}"));
         }
-        if !granted && !(plain.code == 4 && plain.stderr.contains("KGM-03")) {
+        let refused = plain.code == 4 && plain.stderr.contains("KGM-03");
+        if !(granted || refused) {
             return Err(format!("refused in another way: {plain:?}"));
         }
         if honest == "Inconsistent" {

@@ -16,7 +16,7 @@ use std::os::unix::fs::FileExt;
 /// The unit of a log, of tearing and of the format's numbers.
 pub const SECTOR: usize = 512;
 
-const MAGIC: u64 = 0x6a73_6677_7368_72;
+const MAGIC: u64 = 0x006a_7366_7773_6872;
 const VERSION: u64 = 1;
 const FLUSH: u64 = 1;
 const FUA: u64 = 2;
