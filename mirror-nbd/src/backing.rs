@@ -9,7 +9,7 @@ use mirror_core::config::{Metadata, Side};
 use mirror_core::error::{ErrorId, Refusal};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, Flock, FlockArg, OFlag, fcntl};
-use nix::sys::statfs::{FsType, TMPFS_MAGIC, fstatfs};
+use nix::sys::statfs::{FUSE_SUPER_MAGIC, FsType, TMPFS_MAGIC, fstatfs};
 use nix::unistd::{Whence, lseek};
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
@@ -30,6 +30,8 @@ pub struct Store {
     pub size: u64,
     /// Whether data bypasses the page cache.
     pub direct: bool,
+    /// Whether the kernel makes a single write durable when asked to.
+    pub durable_writes: bool,
 }
 
 impl Store {
@@ -42,13 +44,15 @@ impl Store {
         let data = open(&side.disk)?;
         let external = match &side.metadata {
             Metadata::Internal => None,
-            Metadata::External(path) => Some(open(path)?.descriptor),
+            Metadata::External(path) => Some(open(path)?),
         };
         Ok(Store {
-            data: data.descriptor,
-            external,
             size: data.size,
             direct: data.direct,
+            durable_writes: data.durable_writes
+                && external.as_ref().is_none_or(|store| store.durable_writes),
+            data: data.descriptor,
+            external: external.map(|store| store.descriptor),
         })
     }
 
@@ -62,6 +66,7 @@ struct Opened {
     descriptor: Descriptor,
     size: u64,
     direct: bool,
+    durable_writes: bool,
 }
 
 fn open(path: &Path) -> Result<Opened, Refusal> {
@@ -93,12 +98,16 @@ fn open(path: &Path) -> Result<Opened, Refusal> {
             errno => refuse(ErrorId::StoreUnavailable, errno.desc().to_owned()),
         })?;
     let size = lseek(&*file, 0, Whence::SeekEnd).map_err(|errno| unavailable(errno.into()))?;
-    let in_memory = is_in_memory(&file);
+    let kind = fstatfs(&*file).map(|stat| stat.filesystem_type());
+    let in_memory = kind.is_ok_and(is_in_memory);
     let direct = !in_memory && go_direct(&file);
     Ok(Opened {
         descriptor: Descriptor::store(file, in_memory),
         size: size as u64,
         direct,
+        // FUSE forgets RWF_DSYNC where a direct write is asynchronous, as with io_uring: the write
+        // completes and no fsync follows.
+        durable_writes: kind != Ok(FUSE_SUPER_MAGIC),
     })
 }
 
@@ -106,11 +115,11 @@ fn busy() -> String {
     "in use by another process (a daemon, a mount, or a kagami command); end that first".to_owned()
 }
 
-/// Whether the store's file system keeps its files in memory.
-fn is_in_memory(file: &File) -> bool {
+/// Whether a file system of this kind keeps its files in memory.
+fn is_in_memory(kind: FsType) -> bool {
     // From linux/magic.h; nix does not name it.
     const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
-    fstatfs(file).is_ok_and(|stat| [TMPFS_MAGIC, RAMFS_MAGIC].contains(&stat.filesystem_type()))
+    [TMPFS_MAGIC, RAMFS_MAGIC].contains(&kind)
 }
 
 /// Turns direct I/O on where sectors may be read and written with it.

@@ -56,16 +56,17 @@ struct ZeroJob {
 impl Disk {
     /// A disk at rest.
     pub fn new(mirror: String, store: Store, pool: Pool) -> Disk {
+        let abilities = Abilities {
+            punch_hole: true,
+            zero_range: true,
+            durable_write: store.durable_writes,
+        };
         Disk {
             store,
             mirror,
             pool,
             jobs: Slots::default(),
-            abilities: Abilities {
-                punch_hole: true,
-                zero_range: true,
-                durable_write: true,
-            },
+            abilities,
             zeroes: None,
         }
     }

@@ -18,6 +18,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// 2^10.
@@ -88,6 +89,8 @@ pub struct ClusterOptions {
     pub own_network: bool,
     /// Whether the mirrors are exported on TCP instead of Unix sockets.
     pub nbd_on_tcp: bool,
+    /// Whether everything is kept in memory, where the machine has a place for that.
+    pub in_memory: bool,
 }
 
 impl Default for ClusterOptions {
@@ -100,6 +103,7 @@ impl Default for ClusterOptions {
             proxied: false,
             own_network: false,
             nbd_on_tcp: false,
+            in_memory: false,
         }
     }
 }
@@ -159,17 +163,32 @@ pub struct Cluster {
     network: Option<Network>,
     nbd: Vec<[NbdAddress; 2]>,
     options: ClusterOptions,
+    boots: [Option<PathBuf>; 2],
     directory: tempfile::TempDir,
-    _one_at_a_time: Flock<File>,
+    one_at_a_time: Arc<Flock<File>>,
 }
 
 impl Cluster {
     /// Directories, disks and configuration; nothing is created or started yet.
     #[track_caller]
     pub fn new(options: ClusterOptions) -> Cluster {
-        let lock = one_at_a_time();
-        let base =
-            std::env::var_os("KAGAMI_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+        Cluster::under(options, Arc::new(one_at_a_time()))
+    }
+
+    /// Another cluster of the same test, whose nodes, ports and files are its own.
+    #[track_caller]
+    pub fn another(&self, options: ClusterOptions) -> Cluster {
+        Cluster::under(options, Arc::clone(&self.one_at_a_time))
+    }
+
+    #[track_caller]
+    fn under(options: ClusterOptions, lock: Arc<Flock<File>>) -> Cluster {
+        let memory = Path::new("/dev/shm");
+        let base = match std::env::var_os("KAGAMI_TEST_DIR") {
+            Some(directory) => PathBuf::from(directory),
+            None if options.in_memory && memory.is_dir() => memory.to_owned(),
+            None => std::env::temp_dir(),
+        };
         let directory = tempfile::Builder::new()
             .prefix("kagami-")
             .tempdir_in(base)
@@ -205,8 +224,9 @@ impl Cluster {
             network,
             nbd,
             options,
+            boots: [None, None],
             directory,
-            _one_at_a_time: lock,
+            one_at_a_time: lock,
         };
         for node in Node::BOTH {
             for part in ["run", "state"] {
@@ -377,12 +397,39 @@ impl Cluster {
         text
     }
 
+    /// Lets a node's next daemons find that the machine was started anew: they see a boot id
+    /// that was never seen before (needs root).
+    #[track_caller]
+    pub fn reboot(&mut self, node: Node) {
+        require_root("a mount namespace");
+        let path = self.node_directory(node).join("boot_id");
+        let id = fastrand::u128(..) >> 4;
+        let text = format!("{id:032x}");
+        let parts = [
+            &text[..8],
+            &text[8..12],
+            &text[12..16],
+            &text[16..20],
+            &text[20..],
+        ];
+        fs::write(&path, parts.join("-") + "\n").expect("a file can be written");
+        self.boots[node.index()] = Some(path);
+    }
+
     /// The daemon's command line for a node.
     pub fn daemon_command(&self, node: Node) -> Command {
         let daemon = binary("kagami-mirror");
-        let mut command = match &self.network {
-            None => Command::new(daemon),
-            Some(network) => {
+        let mut command = match (&self.network, &self.boots[node.index()]) {
+            (None, None) => Command::new(daemon),
+            (None, Some(boot)) => {
+                let script = "mount --bind \"$0\" /proc/sys/kernel/random/boot_id && exec \"$@\"";
+                let mut tool = Tool::new("unshare")
+                    .args(["--mount", "--propagation", "private", "sh", "-c", script])
+                    .into_command();
+                tool.arg(boot).arg(daemon);
+                tool
+            }
+            (Some(network), _) => {
                 let mut tool = Tool::new("ip").into_command();
                 tool.args(["netns", "exec", &network.name]).arg(daemon);
                 tool

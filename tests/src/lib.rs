@@ -17,7 +17,8 @@
 //! What the harness holds itself to:
 //!
 //! - It sees Kagami only from outside: processes, sockets, files, exit codes, JSON. Of the core it
-//!   uses the published limits and nothing else.
+//!   uses the published limits and, to judge power cuts, the formats on disk and the simulator's
+//!   oracle.
 //! - It ends only processes it started, by their handles; they also end when the test does.
 //! - Tests wait for a state with a deadline ([`wait_until`]), never for a while and hope.
 //! - A tool that is missing fails the test and says which package has it; nothing is skipped.
@@ -25,13 +26,18 @@
 
 mod binaries;
 mod cluster;
+pub mod crash;
+pub mod guest;
 mod ledger;
 mod nbd;
 mod process;
 mod proxy;
+mod recorder;
 mod status;
+pub mod timeline;
 mod tool;
 mod wait;
+pub mod write_log;
 
 pub use binaries::{binary, target_directory};
 pub use cluster::{
@@ -41,6 +47,7 @@ pub use ledger::{Ledger, LoadReport, StopOnDrop, WriteLoad};
 pub use nbd::{NbdAddress, NbdClient, NbdCommand, NbdError, Reply};
 pub use process::Process;
 pub use proxy::{Proxy, ProxyMode};
+pub use recorder::Recorder;
 pub use status::{Counters, MirrorStatus, NodeStatus, ResyncStatus};
 pub use tool::{Fio, Tool, ToolOutput, require_root};
 pub use wait::{Deadline, pace, rounds, wait_until};

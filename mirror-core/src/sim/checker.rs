@@ -7,6 +7,9 @@
 //! may be read only by a read that began before the window ended. When the last copy that held
 //! everything loses power, superseded values come back, but for those that were superseded before
 //! the last completed flush was asked for, or by a FUA write.
+//!
+//! The simulator judges itself by it, and so does the end-to-end story of power cuts on real
+//! files (`tests/tests/power_cut.rs`).
 
 use std::collections::BTreeSet;
 
@@ -14,7 +17,7 @@ const NEVER: u64 = u64::MAX;
 const PAGE: u64 = 64;
 
 /// A point in the order in which the oracle heard of things.
-pub(super) type Moment = u64;
+pub type Moment = u64;
 
 /// A value that is or was possible in a sector.
 #[derive(Clone, Debug)]
@@ -36,13 +39,15 @@ struct Sector {
 
 /// Whether a write was to be durable when acknowledged.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Durability {
+pub enum Durability {
+    /// Only a later flush makes it so.
     Volatile,
+    /// It was asked for with FUA.
     Durable,
 }
 
 /// The oracle's memory.
-pub(super) struct Checker {
+pub struct Checker {
     sectors: u64,
     initial: Box<dyn Fn(u64) -> u64>,
     pages: Vec<Option<Vec<Sector>>>,
@@ -54,12 +59,12 @@ pub(super) struct Checker {
 }
 
 /// The stamp of a sector written by a write: which write, and which sector it belongs to.
-pub(super) fn stamp(write: u64, sector: u64) -> u64 {
+pub fn stamp(write: u64, sector: u64) -> u64 {
     write << 28 | (sector & 0x0fff_ffff)
 }
 
 /// A stamp in words.
-pub(super) fn describe(stamp: u64) -> String {
+pub fn describe(stamp: u64) -> String {
     match stamp {
         0 => "zeroes".to_owned(),
         _ if stamp >> 60 == 0xf => format!("leftovers of sector {}", stamp & 0x0fff_ffff),
@@ -68,6 +73,7 @@ pub(super) fn describe(stamp: u64) -> String {
 }
 
 impl Checker {
+    /// An oracle for a device of so many sectors that begins with these values.
     pub fn new(sectors: u64, initial: Box<dyn Fn(u64) -> u64>) -> Checker {
         Checker {
             sectors,

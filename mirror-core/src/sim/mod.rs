@@ -13,7 +13,7 @@
 
 mod arbiter;
 mod buffers;
-mod checker;
+pub mod checker;
 mod client;
 mod cluster;
 mod differences;

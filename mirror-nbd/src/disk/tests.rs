@@ -22,6 +22,7 @@ fn bench() -> Bench {
         external: None,
         size: 8 << 20,
         direct: false,
+        durable_writes: true,
     };
     let pool = Pool::new();
     Bench {
