@@ -27,6 +27,7 @@ mod binaries;
 mod cluster;
 mod ledger;
 mod nbd;
+pub mod planted;
 mod process;
 mod proxy;
 mod status;

@@ -212,6 +212,21 @@ impl Checker {
         ))
     }
 
+    /// Whether a value may be the sector's content now, flushed or not.
+    pub fn current(&mut self, number: u64, value: u64) -> Result<(), String> {
+        let sector = self.sector(number);
+        let current = |v: &Version| v.superseded == NEVER;
+        if sector.versions.iter().any(|v| v.stamp == value && current(v)) {
+            return Ok(());
+        }
+        let list: Vec<_> = sector.versions.iter().filter(|v| current(v)).collect();
+        Err(format!(
+            "{} is on stable storage in sector {number}; acknowledged is {}",
+            describe(value),
+            words(list.into_iter())
+        ))
+    }
+
     /// The last copy that held everything lost power: what was not flushed may be undone.
     pub fn all_copies_lost_power(&mut self) {
         let now = self.tick();

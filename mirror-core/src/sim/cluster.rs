@@ -1,6 +1,7 @@
 //! The world: a virtual clock, the event queue, and the parts that events are handed to.
 
 use super::Stats;
+use super::ambush::Ambush;
 use super::checker::Checker;
 use super::client::Client;
 use super::disk::Blank;
@@ -29,6 +30,7 @@ pub(super) enum Event {
     Client,
     Operator,
     Fault,
+    Ambush,
     Watch,
 }
 
@@ -84,6 +86,7 @@ pub(super) struct Cluster {
     pub operator: Operator,
     pub checker: Checker,
     pub custody: Custody,
+    pub ambush: Ambush,
     pub trace: Trace,
     pub stats: Stats,
     pub violation: Option<String>,
@@ -113,6 +116,7 @@ impl Cluster {
             operator: Operator::new(rng.fork()),
             checker: Checker::new(sectors, Box::new(move |sector| blank.sector(sector))),
             custody: Custody::default(),
+            ambush: Ambush::new(fastrand::Rng::with_seed(options.seed ^ 0xa3b5)),
             trace,
             stats: Stats::default(),
             violation: None,
@@ -165,6 +169,7 @@ impl Cluster {
             Event::Client => self.client_step(),
             Event::Operator => self.operator_step(),
             Event::Fault => self.fault_step(),
+            Event::Ambush => self.ambush_step(),
             Event::Watch => self.watch_step(),
         }
     }
@@ -182,6 +187,7 @@ impl Cluster {
             Event::Operator => (11, 0),
             Event::Fault => (12, 0),
             Event::Watch => (13, 0),
+            Event::Ambush => (14, 0),
         };
         self.trace.fold(self.now.0);
         self.trace.fold(kind << 56 ^ detail);

@@ -67,7 +67,7 @@ impl Cluster {
         self.schedule(delay, Event::Fault);
     }
 
-    fn cut(&mut self) {
+    pub fn cut(&mut self) {
         let outage = match self.rng.u8(0..3) {
             0 => 0,
             1 => self.rng.u64(0..500) * MILLISECOND,
@@ -121,6 +121,9 @@ impl Cluster {
         self.network
             .host_died(self.now, h, silently, &mut self.later);
         self.flush_network();
+        // What was on its way to the disk may have landed.
+        self.sample_custody();
+        self.check_records();
         self.check_covered();
         self.start_later(h);
     }
@@ -144,6 +147,7 @@ impl Cluster {
         self.flush_network();
         for h in 0..2 {
             self.hosts[h].slow_until = Time(0);
+            self.hosts[h].stuck_until = Time(0);
             if self.hosts[h].process.is_none() {
                 self.tell(h, "is started for good");
                 self.schedule(MILLISECOND, Event::Start { host: h });
@@ -164,7 +168,8 @@ impl Cluster {
             Duration::ZERO
         };
         let slowdown = if slow { SLOW_DISK } else { 1 };
-        let disk = (self.options.disk_latency * 100 + spikes) * slowdown;
+        let bias = self.options.disk_bias.factor() as u32;
+        let disk = (self.options.disk_latency * 100 * bias + spikes) * slowdown;
         Duration::from_secs(2) + disk + self.options.network_delay * 100
     }
 }

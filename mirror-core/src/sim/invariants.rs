@@ -5,7 +5,7 @@ use super::host::NAMES;
 use crate::control::MirrorStatus;
 use crate::limits::BLOCK;
 use crate::meta;
-use crate::types::{ByteRange, DiskState, LinkState, Role};
+use crate::types::{ByteRange, DiskState, Generation, LinkState, Role};
 use std::convert::Infallible;
 
 const WATCH_GAP: u64 = 20_000_000;
@@ -19,6 +19,8 @@ pub(super) struct Custody {
     pub lost: [bool; 2],
     /// Who serves, or did last.
     keeper: Option<usize>,
+    /// The generation on each disk when metadata landed there last.
+    pub generations: [Generation; 2],
     watches: u64,
     /// The disks' change counters when their images were last found identical.
     identical_at: [u64; 2],
@@ -58,6 +60,7 @@ impl Cluster {
                 self.fail(format!("{}: {problem}", NAMES[h]));
             }
         }
+        self.check_records();
         if self.custody.watches.is_multiple_of(8) {
             self.check_covered();
         }
@@ -75,10 +78,10 @@ impl Cluster {
         let (Some(h), false) = (self.custody.keeper, self.client.blind) else {
             return;
         };
-        let Some(status) = self.status(h).filter(|status| !status.holders.is_empty()) else {
+        // The disk says what counts; what the node says may not be durable yet.
+        let Some(named) = self.named_by(h) else {
             return;
         };
-        let named = NAMES.map(|name| status.holders.iter().any(|holder| holder == name));
         let before = self.custody.named;
         self.custody.named = named;
         if serving.is_some() {

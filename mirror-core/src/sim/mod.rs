@@ -7,6 +7,7 @@
 //! decided by two parts that know nothing of a node's insides: `checker.rs` (what a guest may see)
 //! and `invariants.rs` (what must hold across the two disks).
 
+mod ambush;
 mod buffers;
 mod checker;
 mod client;
@@ -19,6 +20,7 @@ mod invariants;
 mod network;
 mod operator;
 mod options;
+mod records;
 mod split_brain;
 mod trace;
 

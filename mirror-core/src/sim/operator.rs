@@ -147,6 +147,7 @@ impl Cluster {
         self.operator.storm_ends = self.now.after(self.options.storm);
         self.operator.next_whim = self.now.after(self.options.operator_gap);
         self.next_fault();
+        self.next_ambush();
         self.start_client();
     }
 

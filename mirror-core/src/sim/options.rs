@@ -1,6 +1,6 @@
 //! Everything a seed decides.
 
-use super::disk::Blank;
+use super::disk::{Blank, Operation};
 use crate::meta::Layout;
 use crate::node::MetadataPlace;
 use std::fmt;
@@ -24,6 +24,38 @@ pub enum Beginning {
     AssumeClean,
 }
 
+/// Which operations of the disks take much longer than the others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DiskBias {
+    /// None: reads, and what has no bias of its own.
+    Even,
+    /// Writes of data.
+    Writes,
+    /// Flushes.
+    Flushes,
+    /// Writes of metadata.
+    Metadata,
+}
+
+impl DiskBias {
+    /// How many times longer.
+    pub(super) fn factor(self) -> u64 {
+        match self {
+            DiskBias::Even => 1,
+            DiskBias::Writes | DiskBias::Flushes | DiskBias::Metadata => 8,
+        }
+    }
+
+    pub(super) fn of(operation: &Operation) -> DiskBias {
+        match operation {
+            Operation::Write { .. } => DiskBias::Writes,
+            Operation::Flush => DiskBias::Flushes,
+            Operation::MetaWrite { .. } => DiskBias::Metadata,
+            Operation::Read { .. } | Operation::MetaRead { .. } => DiskBias::Even,
+        }
+    }
+}
+
 /// What a seed derives.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)] // The names are the documentation; they are printed with a report.
@@ -36,6 +68,7 @@ pub struct Options {
     pub stall_timeout: Duration,
     pub disk_latency: Duration,
     pub disk_spikes: bool,
+    pub disk_bias: DiskBias,
     pub network_delay: Duration,
     pub initiator: usize,
     pub first_primary: usize,
@@ -50,6 +83,8 @@ pub struct Options {
     pub storm: Duration,
     pub fault_gap: Duration,
     pub operator_gap: Duration,
+    pub ambushes: bool,
+    pub sweep: bool,
 }
 
 impl Options {
@@ -79,8 +114,17 @@ impl Options {
             disk_latency = disk_latency.min(Duration::from_micros(200));
             network_delay = network_delay.min(Duration::from_micros(500));
         }
+        let disk_bias = match rng.u8(0..8) {
+            0 => DiskBias::Writes,
+            1 => DiskBias::Flushes,
+            2 => DiskBias::Metadata,
+            _ => DiskBias::Even,
+        };
+        if disk_bias != DiskBias::Even {
+            disk_latency = disk_latency.min(Duration::from_millis(2));
+        }
         // A link or disk whose ordinary delays are beyond the timeout would never connect at all.
-        let least = (network_delay * 100).max(disk_latency * 60);
+        let least = (network_delay * 100).max(disk_latency * 60 * disk_bias.factor() as u32);
         Options {
             seed,
             scenario: match rng.u8(0..10) {
@@ -96,6 +140,7 @@ impl Options {
             stall_timeout: stall_timeout.max(least),
             disk_latency,
             disk_spikes: rng.bool(),
+            disk_bias,
             network_delay,
             initiator: rng.usize(0..2),
             first_primary: rng.usize(0..2),
@@ -111,6 +156,8 @@ impl Options {
             fault_gap: Duration::from_millis(pick(&mut rng, &[300, 1000, 3000, 8000]))
                 .min(storm / 5),
             operator_gap: Duration::from_millis(pick(&mut rng, &[300, 1000, 5000])),
+            ambushes: rng.u8(0..3) > 0,
+            sweep: wide && rng.u8(0..3) > 0,
         }
     }
 
