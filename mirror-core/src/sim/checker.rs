@@ -216,7 +216,11 @@ impl Checker {
     pub fn current(&mut self, number: u64, value: u64) -> Result<(), String> {
         let sector = self.sector(number);
         let current = |v: &Version| v.superseded == NEVER;
-        if sector.versions.iter().any(|v| v.stamp == value && current(v)) {
+        if sector
+            .versions
+            .iter()
+            .any(|v| v.stamp == value && current(v))
+        {
             return Ok(());
         }
         let list: Vec<_> = sector.versions.iter().filter(|v| current(v)).collect();

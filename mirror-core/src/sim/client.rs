@@ -341,6 +341,7 @@ impl Cluster {
         if other.is_some_and(|p| p.serving) && self.options.scenario == Scenario::SaneOperator {
             return Err(format!("serves while {} serves", NAMES[1 - host]));
         }
+        self.check_right(host)?;
         // A node may serve and stop in one moment; it served last all the same.
         self.sample_custody();
         self.check_serving(host)

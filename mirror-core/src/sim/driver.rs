@@ -21,6 +21,7 @@ pub(super) enum Purpose {
     /// A data operation, with the buffer it holds.
     Data(Option<u32>),
     Metadata,
+    Superblock,
 }
 
 impl Cluster {
@@ -78,7 +79,13 @@ impl Cluster {
                 self.submit(h, op, Operation::MetaRead { offset, len })
             }
             Action::MetaWrite { op, offset, bytes } => {
-                process.operations.insert(op, Purpose::Metadata);
+                let layout = self.options.layout();
+                let slots = layout.slot_offset(0)..=layout.slot_offset(1);
+                let purpose = match slots.contains(&offset) {
+                    true => Purpose::Superblock,
+                    false => Purpose::Metadata,
+                };
+                process.operations.insert(op, purpose);
                 self.within_metadata(offset, bytes.len())?;
                 self.submit(h, op, Operation::MetaWrite { offset, bytes })
             }
@@ -217,7 +224,7 @@ impl Cluster {
             return;
         };
         let purpose = process.operations.remove(&op);
-        let landed = matches!(purpose, Some(Purpose::Metadata));
+        let landed = matches!(purpose, Some(Purpose::Superblock));
         let input = match (outcome, purpose) {
             (Outcome::Read(stamps), Some(Purpose::Read(wanted))) => Input::DiskDone {
                 op,
@@ -227,7 +234,7 @@ impl Cluster {
                 op,
                 result: Ok(bytes),
             },
-            (_, Some(Purpose::Metadata)) => Input::MetaDone {
+            (_, Some(Purpose::Metadata | Purpose::Superblock)) => Input::MetaDone {
                 op,
                 result: Ok(Vec::new()),
             },

@@ -122,6 +122,7 @@ impl Cluster {
             .host_died(self.now, h, silently, &mut self.later);
         self.flush_network();
         // What was on its way to the disk may have landed.
+        self.read_slots(h);
         self.sample_custody();
         self.check_records();
         self.check_covered();

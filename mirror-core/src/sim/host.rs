@@ -102,6 +102,7 @@ impl Cluster {
             operations: HashMap::new(),
         });
         let boot = host.boot;
+        self.read_slots(h);
         let store_size = self.options.store_size;
         self.feed(h, Input::Attach { store_size, boot });
     }

@@ -5,13 +5,14 @@ use super::host::NAMES;
 use crate::control::MirrorStatus;
 use crate::limits::BLOCK;
 use crate::meta;
-use crate::types::{ByteRange, DiskState, Generation, LinkState, Role};
+use crate::meta::superblock::Superblock;
+use crate::types::{ByteRange, DiskState, LinkState, Role};
 use std::convert::Infallible;
 
 const WATCH_GAP: u64 = 20_000_000;
 
 /// Which copies hold everything that was acknowledged, as far as an outsider can tell.
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Clone, Default, Debug)]
 pub(super) struct Custody {
     /// Named a holder by the node that served last.
     pub named: [bool; 2],
@@ -19,8 +20,8 @@ pub(super) struct Custody {
     pub lost: [bool; 2],
     /// Who serves, or did last.
     keeper: Option<usize>,
-    /// The generation on each disk when metadata landed there last.
-    pub generations: [Generation; 2],
+    /// The superblocks on each disk.
+    pub slots: [[Option<Superblock>; 2]; 2],
     watches: u64,
     /// The disks' change counters when their images were last found identical.
     identical_at: [u64; 2],
@@ -97,6 +98,17 @@ impl Cluster {
                     self.fail(format!("{} became a holder: {problem}", NAMES[other]));
                 }
             }
+        }
+    }
+
+    /// R2: who begins to serve was named a holder by whoever served last.
+    pub fn check_right(&self, h: usize) -> Result<(), String> {
+        let named = self.custody.keeper.and_then(|last| self.named_by(last));
+        match named {
+            Some(named) if !named[h] && !self.operator.forced => {
+                Err("serves, and who served last named it no holder".to_owned())
+            }
+            _ => Ok(()),
         }
     }
 

@@ -11,20 +11,21 @@ use crate::meta::superblock::{Superblock, Trust};
 use crate::types::{DiskState, Generation, Holders, Role};
 
 impl Cluster {
-    /// Both slots of a disk, as far as they are superblocks.
-    fn slots(&self, h: usize) -> [Option<Superblock>; 2] {
+    /// Reads both slots of a disk, as far as they are superblocks. Called whenever one may have
+    /// changed.
+    pub fn read_slots(&mut self, h: usize) {
         let layout = self.options.layout();
-        [0, 1].map(|slot| {
-            let disk = &self.hosts[h].disk;
+        let disk = &self.hosts[h].disk;
+        self.custody.slots[h] = [0, 1].map(|slot| {
             let bytes = disk.read_metadata(layout.slot_offset(slot), META_BLOCK as usize);
             let parsed = Superblock::parse(&bytes).ok()?;
             Some(parsed.untrusted().clone())
-        })
+        });
     }
 
     /// The superblock in force on a disk.
-    pub fn record(&self, h: usize) -> Option<Superblock> {
-        let slots = self.slots(h).into_iter().flatten();
+    fn record(&self, h: usize) -> Option<&Superblock> {
+        let slots = self.custody.slots[h].iter().flatten();
         slots.max_by_key(|slot| slot.sequence)
     }
 
@@ -46,10 +47,9 @@ impl Cluster {
         if self.operator.forced || self.violation.is_some() {
             return;
         }
-        let slots = [self.slots(0), self.slots(1)];
-        let problem = sole_beside_another(&slots)
+        let problem = sole_beside_another(&self.custody.slots)
             .or_else(|| self.half_copy_named())
-            .or_else(|| (0..2).find_map(|h| self.status_without_record(h, &slots[h])));
+            .or_else(|| (0..2).find_map(|h| self.status_without_record(h)));
         if let Some(problem) = problem {
             self.fail(problem);
         }
@@ -59,7 +59,7 @@ impl Cluster {
     fn half_copy_named(&self) -> Option<String> {
         let records = [self.record(0)?, self.record(1)?];
         (0..2).find_map(|h| {
-            let (mine, theirs) = (&records[h], &records[1 - h]);
+            let (mine, theirs) = (records[h], records[1 - h]);
             let named = mine.holders == Holders::Both && mine.peer_replica == theirs.replica;
             let copy = theirs.trust == Trust::Inconsistent && theirs.generation == mine.generation;
             (named && copy).then(|| {
@@ -70,9 +70,10 @@ impl Cluster {
     }
 
     /// R7: what a node says of its disk is what a crash would leave.
-    fn status_without_record(&self, h: usize, slots: &[Option<Superblock>; 2]) -> Option<String> {
+    fn status_without_record(&self, h: usize) -> Option<String> {
         let status = self.status(h)?;
-        let trusts: Vec<Trust> = slots.iter().flatten().map(|slot| slot.trust).collect();
+        let slots = self.custody.slots[h].iter().flatten();
+        let trusts: Vec<Trust> = slots.map(|slot| slot.trust).collect();
         let resync = status.resync.as_ref().map(|resync| resync.direction);
         let honest = match (status.disk, resync) {
             // Blocks are being overwritten: not even the loss of a slot may hide that.
@@ -88,11 +89,12 @@ impl Cluster {
     }
 
     /// R3: a holder that begins a generation has everything that was acknowledged before, durably.
-    /// Called when metadata landed, before the node hears of it.
+    /// Called when a superblock landed, before the node hears of it.
     pub fn check_new_generation(&mut self, h: usize) {
+        let generation = |record: &Superblock| record.generation;
+        let before = self.record(h).map_or(Generation::UNBORN, generation);
+        self.read_slots(h);
         let Some(record) = self.record(h) else { return };
-        let before = self.custody.generations[h];
-        self.custody.generations[h] = record.generation;
         let begun = before != record.generation && before != Generation::UNBORN;
         let holds = matches!(record.holders, Holders::Sole | Holders::Both);
         let served = self.status(h).is_some_and(|s| s.role == Role::Primary);
