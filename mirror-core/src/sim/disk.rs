@@ -366,7 +366,9 @@ impl Disk {
         for index in 0..data.len() {
             let stamp = data.at(index);
             let sector = start + index;
-            self.leaf(sector).cache[sector as usize % LEAF] = stamp;
+            if !self.is_blank(sector, stamp) {
+                self.leaf(sector).cache[sector as usize % LEAF] = stamp;
+            }
         }
         self.cached.push(Landed {
             landing: self.landings,
@@ -392,7 +394,15 @@ impl Disk {
         }
     }
 
+    /// Whether the sector was never anything but blank, and would be so with this in it.
+    fn is_blank(&self, sector: u64, stamp: u64) -> bool {
+        self.leaves[sector as usize / LEAF].is_none() && stamp == self.blank.sector(sector)
+    }
+
     fn make_durable(&mut self, sector: u64, stamp: u64, landing: u32) {
+        if self.is_blank(sector, stamp) {
+            return;
+        }
         let leaf = self.leaf(sector);
         let slot = sector as usize % LEAF;
         if landing >= leaf.durable_landing[slot] {

@@ -157,7 +157,7 @@ impl Options {
                 .min(storm / 5),
             operator_gap: Duration::from_millis(pick(&mut rng, &[300, 1000, 5000])),
             ambushes: rng.u8(0..3) > 0,
-            sweep: wide && rng.u8(0..8) == 0,
+            sweep: wide && rng.bool(),
         }
     }
 

@@ -138,3 +138,34 @@ fn sole_beside_another(slots: &[[Option<Superblock>; 2]; 2]) -> Option<String> {
         })
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{GenerationId, ReplicaId};
+
+    fn slot(counter: u64, holders: Holders) -> Option<Superblock> {
+        let id = GenerationId(u128::from(counter));
+        Some(Superblock {
+            generation: Generation { counter, id },
+            holders,
+            ..Superblock::unborn(ReplicaId(1), 0)
+        })
+    }
+
+    #[test]
+    fn a_sole_holder_stands_alone_whichever_slot_is_left() {
+        let sole = [slot(2, Holders::Sole), slot(1, Holders::Both)];
+        let behind = [slot(1, Holders::Both), None];
+        assert_eq!(sole_beside_another(&[sole.clone(), behind]), None);
+        let target = [slot(2, Holders::Peer), slot(2, Holders::Peer)];
+        assert_eq!(sole_beside_another(&[target, sole.clone()]), None);
+        // The right was given up in the newer slot only, and the peer became a holder.
+        let finished = [slot(2, Holders::Peer), slot(2, Holders::Both)];
+        let half = [slot(2, Holders::Sole), slot(2, Holders::Widening)];
+        assert!(sole_beside_another(&[half.clone(), finished.clone()]).is_some());
+        assert!(sole_beside_another(&[finished.clone(), half]).is_some());
+        let given_up = [slot(2, Holders::Widening), slot(2, Holders::Widening)];
+        assert_eq!(sole_beside_another(&[given_up, finished]), None);
+    }
+}
