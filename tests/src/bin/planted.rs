@@ -60,7 +60,7 @@ fn request() -> Result<Request, String> {
 
 fn main() -> ExitCode {
     match request().and_then(|request| hunt_all(&request)) {
-        Ok(survivors) if survivors == 0 => ExitCode::SUCCESS,
+        Ok(0) => ExitCode::SUCCESS,
         Ok(survivors) => {
             eprintln!("{survivors} planted bugs survive");
             ExitCode::FAILURE
