@@ -30,6 +30,7 @@ pub mod crash;
 pub mod guest;
 mod ledger;
 mod nbd;
+pub mod planted;
 mod process;
 mod proxy;
 mod recorder;

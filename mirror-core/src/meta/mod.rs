@@ -121,6 +121,12 @@ impl Layout {
         self.header_offset + (SLOTS + index) * META_BLOCK
     }
 
+    /// Where the activity log's ring ends.
+    #[cfg(feature = "sim")]
+    pub(crate) fn activity_log_end(&self) -> u64 {
+        self.activity_log_offset(ACTIVITY_LOG_BLOCKS)
+    }
+
     /// Where block `index` of the bitmap is.
     pub fn bitmap_block_offset(&self, index: u64) -> u64 {
         self.bitmap_offset + index * META_BLOCK

@@ -6,7 +6,7 @@ use super::cluster::{Cluster, Event, Phase};
 use super::host::{NAMES, guest_payload};
 use super::options::{Options, Scenario};
 use super::stimulus::Stimulus;
-use crate::limits::SECTOR;
+use crate::limits::{EXTENT, SECTOR};
 use crate::node::boundary::{GuestError, GuestOperation, Input, RequestId};
 use crate::types::{ByteRange, Time};
 use std::collections::BTreeMap;
@@ -85,6 +85,8 @@ pub(super) struct Client {
     next_write: u64,
     sectors: u64,
     hot: Vec<u64>,
+    /// The next sector of a guest that walks over the whole device.
+    sweep: Option<u64>,
     /// Ranges to read back in the end.
     verify: Vec<(u64, u64)>,
     stepping: bool,
@@ -109,6 +111,7 @@ impl Client {
             next_write: 0,
             sectors,
             hot,
+            sweep: options.sweep.then_some(0),
             verify: Vec::new(),
             stepping: false,
             rng,
@@ -147,6 +150,12 @@ impl Client {
         }
         .min(sectors_at_most)
         .min(self.sectors / 2);
+        if let Some(at) = &mut self.sweep {
+            // Every request touches another extent than the one before.
+            *at = (*at + EXTENT / SECTOR) % self.sectors;
+            let start = *at + self.rng.u64(0..64);
+            return (start.min(self.sectors - count), count.min(8));
+        }
         let near = self.hot[self.rng.usize(0..self.hot.len())];
         let start = match self.rng.u8(0..8) {
             0 => self.rng.u64(0..self.sectors),
@@ -391,6 +400,7 @@ impl Cluster {
         if other.is_some_and(|p| p.serving) && sane && !unknowing {
             return Err(format!("serves while {} serves", NAMES[1 - host]));
         }
+        self.check_right(host)?;
         // A node may serve and stop in one moment; it served last all the same.
         self.sample_custody();
         self.check_serving(host)

@@ -1,6 +1,7 @@
 //! The world: a virtual clock, the event queue, and the parts that events are handed to.
 
 use super::Stats;
+use super::ambush::Ambush;
 use super::arbiter::{Arbiter, Asker, Message};
 use super::checker::Checker;
 use super::client::Client;
@@ -51,6 +52,7 @@ pub(super) enum Event {
     Client,
     Operator,
     Fault,
+    Ambush,
     Watch,
     /// The list of stimuli has something to do.
     Listed,
@@ -111,6 +113,7 @@ pub(super) struct Cluster {
     pub operator: Operator,
     pub checker: Checker,
     pub custody: Custody,
+    pub ambush: Ambush,
     pub trace: Trace,
     pub stats: Stats,
     pub violation: Option<String>,
@@ -150,6 +153,7 @@ impl Cluster {
             operator: Operator::new(rng.fork()),
             checker: Checker::new(sectors, Box::new(move |sector| blank.sector(sector))),
             custody: Custody::default(),
+            ambush: Ambush::new(fastrand::Rng::with_seed(options.seed ^ 0xa3b5)),
             trace,
             stats: Stats::default(),
             violation: None,
@@ -221,6 +225,7 @@ impl Cluster {
             Event::Client => self.client_step(),
             Event::Operator => self.operator_step(),
             Event::Fault => self.fault_step(),
+            Event::Ambush => self.ambush_step(),
             Event::Watch => self.watch_step(),
             Event::Listed => self.listed_step(),
             Event::Verify => self.verify_step(),
@@ -243,6 +248,7 @@ impl Cluster {
             Event::Listed => (14, 0),
             Event::Verify => (15, 0),
             Event::Arbiter { asker, .. } => (16 + asker.host as u64, asker.ask.0),
+            Event::Ambush => (18, 0),
         };
         self.trace.fold(self.now.0);
         self.trace.fold(kind << 56 ^ detail);

@@ -1,13 +1,14 @@
 //! The driver: carries out a node's actions, and tells it what came of them, exactly as the daemon
 //! does; and refuses what a daemon could not carry out.
 
+use super::ambush::Moment;
 use super::buffers::{Buffers, Checksum};
 use super::cluster::{Cluster, Event};
 use super::disk::{Fill, Operation, Outcome};
 use super::faults::{DISK_SPIKE, SLOW_DISK};
 use super::host::NAMES;
 use super::network::{Frame, Heard, WireBody};
-use super::options::Chance;
+use super::options::{Chance, DiskBias};
 use crate::limits::{MAX_CONTROL_PAYLOAD, MAX_PAYLOAD, SECTOR, ZERO_PIECE};
 use crate::node::MetadataPlace;
 use crate::node::boundary::{Action, Body, Input, OpId};
@@ -20,6 +21,7 @@ pub(super) enum Purpose {
     /// A data operation, with the buffer it holds.
     Data(Option<u32>),
     Metadata,
+    Superblock,
 }
 
 impl Cluster {
@@ -77,7 +79,13 @@ impl Cluster {
                 self.submit(h, op, Operation::MetaRead { offset, len })
             }
             Action::MetaWrite { op, offset, bytes } => {
-                process.operations.insert(op, Purpose::Metadata);
+                let layout = self.options.layout();
+                let slots = layout.slot_offset(0)..=layout.slot_offset(1);
+                let purpose = match slots.contains(&offset) {
+                    true => Purpose::Superblock,
+                    false => Purpose::Metadata,
+                };
+                process.operations.insert(op, purpose);
                 self.within_metadata(offset, bytes.len())?;
                 self.trace.fold_bytes(&bytes);
                 self.submit(h, op, Operation::MetaWrite { offset, bytes })
@@ -170,6 +178,10 @@ impl Cluster {
         if matches!(operation, Operation::Flush) {
             delay *= 3;
         }
+        let bias = self.options.disk_bias;
+        if bias == DiskBias::of(&operation) {
+            delay *= bias.factor();
+        }
         if self.options.disk_spikes && host.rng.u16(0..500) == 0 {
             delay += host.rng.u64(0..DISK_SPIKE.as_nanos() as u64);
         }
@@ -179,13 +191,39 @@ impl Cluster {
         #[cfg(test)]
         let operation = self.sabotage.of(h, operation);
         let host = &mut self.hosts[h];
+        if matches!(operation, Operation::Write { .. }) && self.now < host.stuck_until {
+            delay += host.stuck_until.0 - self.now.0;
+        }
         if delay > DISK_SPIKE.as_nanos() as u64 {
             host.held_until = host.held_until.max(Time(self.now.0 + delay));
         }
-        host.disk.submit(op.0, operation)?;
         let life = host.lives;
+        let moment = self.moment_of(&operation);
+        self.hosts[h].disk.submit(op.0, operation)?;
         self.schedule(delay, Event::Disk { host: h, life, op });
+        if let Some(moment) = moment {
+            self.ambush_sees(h, moment, delay);
+        }
         Ok(())
+    }
+
+    /// What a trap may take the operation for.
+    fn moment_of(&self, operation: &Operation) -> Option<Moment> {
+        let layout = self.options.layout();
+        match operation {
+            Operation::Flush => Some(Moment::Flush),
+            Operation::MetaWrite { offset, .. } if *offset < layout.header_offset => {
+                Some(Moment::Bitmap)
+            }
+            Operation::MetaWrite { offset, .. } if *offset <= layout.slot_offset(1) => {
+                Some(Moment::Superblock)
+            }
+            Operation::MetaWrite { offset, .. } if *offset < layout.activity_log_end() => {
+                Some(Moment::Log)
+            }
+            Operation::MetaWrite { .. } => Some(Moment::Bitmap),
+            _ => None,
+        }
     }
 
     /// A disk operation ends.
@@ -199,6 +237,7 @@ impl Cluster {
         };
         let purpose = process.operations.remove(&op);
         let of_resync = matches!(purpose, Some(Purpose::Read(Checksum::Wanted)));
+        let landed = matches!(purpose, Some(Purpose::Superblock));
         let input = match (outcome, purpose) {
             (Outcome::Read(stamps), Some(Purpose::Read(wanted))) => Input::DiskDone {
                 op,
@@ -208,7 +247,7 @@ impl Cluster {
                 op,
                 result: Ok(bytes),
             },
-            (_, Some(Purpose::Metadata)) => Input::MetaDone {
+            (_, Some(Purpose::Metadata | Purpose::Superblock)) => Input::MetaDone {
                 op,
                 result: Ok(Vec::new()),
             },
@@ -222,10 +261,16 @@ impl Cluster {
                 }
             }
         };
+        if landed {
+            self.check_new_generation(h);
+        }
         if of_resync {
             self.resync_read(h, life, input);
         } else {
             self.feed(h, input);
+        }
+        if landed {
+            self.check_records();
         }
     }
 
@@ -241,11 +286,17 @@ impl Cluster {
             }
             Heard::Down(connection) => Input::LinkDown { connection },
             Heard::Frame(connection, frame) => match receive(&mut process.buffers, frame) {
-                Ok((header, body)) => Input::Frame {
-                    connection,
-                    header,
-                    body,
-                },
+                Ok((header, body)) => {
+                    if let Some(moment) = Moment::of_frame(header.kind) {
+                        let span = self.options.network_delay.as_nanos() as u64;
+                        self.ambush_sees(h, moment, span);
+                    }
+                    Input::Frame {
+                        connection,
+                        header,
+                        body,
+                    }
+                }
                 Err(problem) => return self.fail(format!("to {}: {problem}", NAMES[h])),
             },
         };

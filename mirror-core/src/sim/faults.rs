@@ -128,11 +128,7 @@ impl Cluster {
     }
 
     fn draw_cut(&mut self) {
-        let outage = match self.whims.u8(0..3) {
-            0 => Duration::ZERO,
-            1 => draw_millis(&mut self.whims, 0..500),
-            _ => draw_millis(&mut self.whims, 0..6000),
-        };
+        let outage = draw_outage(&mut self.whims);
         self.stimulate(Stimulus::Cut { outage });
     }
 
@@ -168,6 +164,13 @@ impl Cluster {
         self.tell(h, "disk is slow");
     }
 
+    /// Holds what is written to the disk of a host.
+    pub fn stick_disk(&mut self, h: usize, span: Duration) {
+        self.stats.faults.stuck += 1;
+        self.hosts[h].stuck_until = self.now.after(span);
+        self.tell(h, "disk holds what is written");
+    }
+
     /// Ends the daemon of a machine; it is started again after `down`.
     pub fn crash(&mut self, h: usize, kind: Crash, down: Duration) {
         if self.hosts[h].process.is_none() {
@@ -200,6 +203,10 @@ impl Cluster {
         self.network
             .host_died(self.now, h, silently, &mut self.later);
         self.flush_network();
+        // What was on its way to the disk may have landed.
+        self.read_slots(h);
+        self.sample_custody();
+        self.check_records();
         self.check_covered();
         self.start_after(h, down);
     }
@@ -221,6 +228,7 @@ impl Cluster {
         self.arbiter.heal(self.now);
         for h in 0..2 {
             self.hosts[h].slow_until = Time(0);
+            self.hosts[h].stuck_until = Time(0);
             if self.hosts[h].process.is_none() {
                 self.tell(h, "is started for good");
                 self.schedule(MILLISECOND, Event::Start { host: h });
@@ -241,7 +249,8 @@ impl Cluster {
             Duration::ZERO
         };
         let slowdown = if slow { SLOW_DISK } else { 1 };
-        let disk = (self.options.disk_latency * 100 + spikes) * slowdown;
+        let bias = self.options.disk_bias.factor() as u32;
+        let disk = (self.options.disk_latency * 100 * bias + spikes) * slowdown;
         Duration::from_secs(2) + disk + self.options.network_delay * 100
     }
 }
@@ -255,6 +264,15 @@ pub(super) fn draw_down(rng: &mut fastrand::Rng) -> Duration {
     }
 }
 
-fn draw_millis(rng: &mut fastrand::Rng, range: Range<u64>) -> Duration {
+/// How long no connection is made after a cut.
+pub(super) fn draw_outage(rng: &mut fastrand::Rng) -> Duration {
+    match rng.u8(0..3) {
+        0 => Duration::ZERO,
+        1 => draw_millis(rng, 0..500),
+        _ => draw_millis(rng, 0..6000),
+    }
+}
+
+pub(super) fn draw_millis(rng: &mut fastrand::Rng, range: Range<u64>) -> Duration {
     Duration::from_millis(rng.u64(range))
 }

@@ -39,6 +39,8 @@ pub(super) struct Host {
     pub boot: BootId,
     pub lives: u32,
     pub slow_until: Time,
+    /// Writes submitted before then do not end before then.
+    pub stuck_until: Time,
     /// When the last of its exceptionally slow disk operations will have ended.
     pub held_until: Time,
     pub starting: bool,
@@ -67,6 +69,7 @@ impl Host {
             boot: BootId(rng.u128(1..)),
             lives: 0,
             slow_until: Time(0),
+            stuck_until: Time(0),
             held_until: Time(0),
             starting: false,
             rng,
@@ -106,6 +109,7 @@ impl Cluster {
             operations: HashMap::new(),
         });
         let boot = host.boot;
+        self.read_slots(h);
         let store_size = self.options.store_size;
         self.feed(h, Input::Attach { store_size, boot });
     }

@@ -5,7 +5,8 @@ use super::host::NAMES;
 use crate::control::{Arbitration, MirrorStatus};
 use crate::limits::BLOCK;
 use crate::meta;
-use crate::types::{ByteRange, DiskState, LinkState, Role};
+use crate::meta::superblock::Superblock;
+use crate::types::{ByteRange, DiskState, Generation, LinkState, Role};
 use std::convert::Infallible;
 
 const WATCH_GAP: u64 = 20_000_000;
@@ -20,7 +21,9 @@ pub(super) struct Custody {
     /// Who serves, or did last.
     keeper: Option<usize>,
     /// The generation that it named them in.
-    pub generation: String,
+    pub generation: Generation,
+    /// The superblocks on each disk.
+    pub slots: [[Option<Superblock>; 2]; 2],
     watches: u64,
     /// The disks' change counters when their images were last found identical.
     identical_at: [u64; 2],
@@ -81,6 +84,7 @@ impl Cluster {
                 self.fail(format!("{}: {problem}", NAMES[h]));
             }
         }
+        self.check_records();
         if self.custody.watches.is_multiple_of(8) {
             self.check_covered();
         }
@@ -104,16 +108,16 @@ impl Cluster {
         let (Some(h), false) = (self.custody.keeper, self.client.blind) else {
             return;
         };
-        let Some(status) = self.status(h).filter(|status| !status.holders.is_empty()) else {
+        // The disk says what counts; what the node says may not be durable yet.
+        let Some(named) = self.named_by(h) else {
             return;
         };
-        let named = NAMES.map(|name| status.holders.iter().any(|holder| holder == name));
         let before = self.custody.named;
         self.custody.named = named;
         if serving.is_some() {
             self.custody.lost[h] = false;
         }
-        self.custody.generation = status.generation;
+        self.custody.generation = self.record(h).map_or(Generation::UNBORN, |r| r.generation);
         for other in 0..2 {
             if !named[other] {
                 self.custody.lost[other] = false;
@@ -123,6 +127,17 @@ impl Cluster {
                     self.fail(format!("{} became a holder: {problem}", NAMES[other]));
                 }
             }
+        }
+    }
+
+    /// R2: who begins to serve was named a holder by whoever served last.
+    pub fn check_right(&self, h: usize) -> Result<(), String> {
+        let named = self.custody.keeper.and_then(|last| self.named_by(last));
+        match named {
+            Some(named) if !named[h] && !self.operator.forced => {
+                Err("serves, and who served last named it no holder".to_owned())
+            }
+            _ => Ok(()),
         }
     }
 

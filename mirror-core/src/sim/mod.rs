@@ -11,6 +11,7 @@
 //! again from the list (`recording.rs`), and cut down to what it takes to break a rule
 //! (`shrink.rs`).
 
+mod ambush;
 mod arbiter;
 mod buffers;
 pub mod checker;
@@ -27,6 +28,7 @@ mod network;
 mod operator;
 mod options;
 mod recording;
+mod records;
 pub mod script;
 mod shrink;
 mod split_brain;
@@ -141,6 +143,8 @@ pub struct Faults {
     pub stalls: u64,
     /// Disks slowed down.
     pub slow: u64,
+    /// Disks that held what was written.
+    pub stuck: u64,
     /// Faults of the arbiter, or of a way to it.
     pub arbiter: u64,
 }

@@ -172,6 +172,7 @@ impl Cluster {
         match self.source.is_drawn() {
             true => {
                 self.next_fault();
+                self.next_ambush();
                 self.start_client();
             }
             false => self.listed_step(),
@@ -199,7 +200,7 @@ impl Cluster {
         self.operator.next_whim = Time(self.now.0 + self.operator.rng.u64(gap / 4..gap * 2));
         let h = self.operator.rng.usize(0..2);
         let serving = (0..2).find(|h| self.serving(*h));
-        match (self.operator.rng.u8(0..12), serving) {
+        match (self.operator.rng.u8(0..13), serving) {
             (0..3, Some(s)) => {
                 // A handover: the heir is promoted once nobody serves.
                 let heir = if self.operator.rng.u8(0..4) == 0 {
@@ -241,6 +242,16 @@ impl Cluster {
                 let fresh = self.hosts[h].process.as_ref().is_some_and(|p| p.fresh);
                 if fresh && self.hosts[1 - h].process.is_none() {
                     self.order(h, PRIMARY);
+                }
+            }
+            // A copy in the making: only the node itself can know that it must refuse.
+            (12, None) if !self.operator.promoting() => {
+                let half = |h: &usize| {
+                    self.status(*h)
+                        .is_some_and(|s| s.disk == DiskState::Inconsistent)
+                };
+                if let Some(h) = (0..2).find(half) {
+                    self.command(h, Command::Primary(PrimaryMode::Ordinary));
                 }
             }
             _ => {}

@@ -1,7 +1,7 @@
 //! Everything a seed decides.
 
 use super::arbiter::ARBITER;
-use super::disk::Blank;
+use super::disk::{Blank, Operation};
 use super::text::Text;
 use crate::meta::Layout;
 use crate::node::MetadataPlace;
@@ -47,6 +47,38 @@ pub enum Chance {
     Fixed,
 }
 
+/// Which operations of the disks take much longer than the others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DiskBias {
+    /// None: reads, and what has no bias of its own.
+    Even,
+    /// Writes of data.
+    Writes,
+    /// Flushes.
+    Flushes,
+    /// Writes of metadata.
+    Metadata,
+}
+
+impl DiskBias {
+    /// How many times longer.
+    pub(super) fn factor(self) -> u64 {
+        match self {
+            DiskBias::Even => 1,
+            DiskBias::Writes | DiskBias::Flushes | DiskBias::Metadata => 8,
+        }
+    }
+
+    pub(super) fn of(operation: &Operation) -> DiskBias {
+        match operation {
+            Operation::Write { .. } => DiskBias::Writes,
+            Operation::Flush => DiskBias::Flushes,
+            Operation::MetaWrite { .. } => DiskBias::Metadata,
+            Operation::Read { .. } | Operation::MetaRead { .. } => DiskBias::Even,
+        }
+    }
+}
+
 /// Declares the options with a list of them, so that each is printed, read and set by its name.
 macro_rules! options {
     ($(#[$about:meta])* pub struct Options { $(pub $name:ident: $type:ty,)* }) => {
@@ -89,6 +121,7 @@ pub struct Options {
     pub lease: Duration,
     pub disk_latency: Duration,
     pub disk_spikes: bool,
+    pub disk_bias: DiskBias,
     pub network_delay: Duration,
     pub initiator: usize,
     pub first_primary: usize,
@@ -103,6 +136,8 @@ pub struct Options {
     pub storm: Duration,
     pub fault_gap: Duration,
     pub operator_gap: Duration,
+    pub ambushes: bool,
+    pub sweep: bool,
 }
 }
 
@@ -133,8 +168,17 @@ impl Options {
             disk_latency = disk_latency.min(Duration::from_micros(200));
             network_delay = network_delay.min(Duration::from_micros(500));
         }
+        let disk_bias = match rng.u8(0..8) {
+            0 => DiskBias::Writes,
+            1 => DiskBias::Flushes,
+            2 => DiskBias::Metadata,
+            _ => DiskBias::Even,
+        };
+        if disk_bias != DiskBias::Even {
+            disk_latency = disk_latency.min(Duration::from_millis(2));
+        }
         // A link or disk whose ordinary delays are beyond the timeout would never connect at all.
-        let least = (network_delay * 100).max(disk_latency * 60);
+        let least = (network_delay * 100).max(disk_latency * 60 * disk_bias.factor() as u32);
         let (scenario, arbitration) = match rng.u8(0..20) {
             0 | 1 => (Scenario::InsaneOperator, Arbitration::Unarbitrated),
             2..7 => (Scenario::SaneOperator, Arbitration::Unarbitrated),
@@ -158,6 +202,7 @@ impl Options {
             stall_timeout: stall_timeout.max(least),
             disk_latency,
             disk_spikes: rng.bool(),
+            disk_bias,
             network_delay,
             initiator: rng.usize(0..2),
             first_primary: rng.usize(0..2),
@@ -173,6 +218,8 @@ impl Options {
             fault_gap: Duration::from_millis(pick(&mut rng, &[300, 1000, 3000, 8000]))
                 .min(storm / 5),
             operator_gap: Duration::from_millis(pick(&mut rng, &[300, 1000, 5000])),
+            ambushes: rng.u8(0..3) > 0,
+            sweep: wide && rng.bool(),
         }
     }
 
@@ -262,6 +309,7 @@ impl Options {
             stall_timeout: Duration::from_secs(2),
             disk_latency: Duration::from_micros(10),
             disk_spikes: false,
+            disk_bias: DiskBias::Even,
             network_delay: Duration::from_micros(10),
             initiator: 0,
             first_primary: 0,
@@ -276,6 +324,8 @@ impl Options {
             storm: Duration::ZERO,
             fault_gap: Duration::ZERO,
             operator_gap: Duration::ZERO,
+            ambushes: false,
+            sweep: false,
         }
     }
 

@@ -29,6 +29,8 @@ pub(super) enum Stimulus {
     Silence { host: usize, span: Duration },
     /// The disk of a host is slow for `span`.
     SlowDisk { host: usize, span: Duration },
+    /// The disk of a host completes no write for `span`.
+    StuckDisk { host: usize, span: Duration },
     /// A host cannot reach the arbiter for `span`.
     PartArbiter { host: usize, span: Duration },
     /// The arbiter is slow for `span`.
@@ -84,6 +86,7 @@ impl Cluster {
             Stimulus::Cut { outage } => self.cut(outage),
             Stimulus::Silence { host, span } => self.silence(host, span),
             Stimulus::SlowDisk { host, span } => self.slow_disk(host, span),
+            Stimulus::StuckDisk { host, span } => self.stick_disk(host, span),
             Stimulus::PartArbiter { host, span } => self.part_arbiter(host, span),
             Stimulus::LagArbiter { span } => self.lag_arbiter(span),
             Stimulus::WipeArbiter => self.wipe_arbiter(),
@@ -111,6 +114,9 @@ impl fmt::Display for Stimulus {
             }
             Stimulus::SlowDisk { host, span } => {
                 write!(f, "{} has-slow-disk for {}", NAMES[*host], span.to_text())
+            }
+            Stimulus::StuckDisk { host, span } => {
+                write!(f, "{} has-stuck-disk for {}", NAMES[*host], span.to_text())
             }
             Stimulus::PartArbiter { host, span } => {
                 write!(f, "{} has-no-arbiter for {}", NAMES[*host], span.to_text())
@@ -175,6 +181,7 @@ impl Stimulus {
                 match *what {
                     "is-silent" => Ok(Stimulus::Silence { host, span }),
                     "has-no-arbiter" => Ok(Stimulus::PartArbiter { host, span }),
+                    "has-stuck-disk" => Ok(Stimulus::StuckDisk { host, span }),
                     "has-slow-disk" => Ok(Stimulus::SlowDisk { host, span }),
                     _ => Ok(Stimulus::Crash {
                         host,
@@ -202,6 +209,9 @@ impl Stimulus {
             }
             Stimulus::SlowDisk { host, span } => {
                 found.extend(shorter(span).map(|span| Stimulus::SlowDisk { host, span }));
+            }
+            Stimulus::StuckDisk { host, span } => {
+                found.extend(shorter(span).map(|span| Stimulus::StuckDisk { host, span }));
             }
             Stimulus::PartArbiter { host, span } => {
                 found.extend(shorter(span).map(|span| Stimulus::PartArbiter { host, span }));

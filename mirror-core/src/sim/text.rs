@@ -1,7 +1,7 @@
 //! Values as a script writes them: printed without loss, and read back with a reason when that
 //! fails.
 
-use super::options::{Arbitration, Beginning, Chance, Scenario};
+use super::options::{Arbitration, Beginning, Chance, DiskBias, Scenario};
 use crate::node::MetadataPlace;
 use std::fmt::Display;
 use std::time::Duration;
@@ -97,6 +97,7 @@ macro_rules! words {
 
 words!(Scenario: Scenario::SaneOperator = "sane-operator", Scenario::InsaneOperator = "insane-operator");
 words!(Arbitration: Arbitration::Unarbitrated = "unarbitrated", Arbitration::Arbitrated = "arbitrated", Arbitration::Wiped = "wiped");
+words!(DiskBias: DiskBias::Even = "even", DiskBias::Writes = "writes", DiskBias::Flushes = "flushes", DiskBias::Metadata = "metadata");
 words!(Chance: Chance::Drawn = "drawn", Chance::Fixed = "fixed");
 words!(Beginning: Beginning::FullSync = "full-sync", Beginning::AssumeClean = "assume-clean");
 words!(MetadataPlace: MetadataPlace::Internal = "internal", MetadataPlace::External = "external");

@@ -11,7 +11,7 @@ use crate::sim::cluster::{Cluster, Phase};
 use crate::sim::disk::Kept;
 use crate::sim::faults;
 use crate::sim::host::NAMES;
-use crate::types::Time;
+use crate::types::{Generation, Time};
 use std::time::Duration;
 
 /// An event further away than this is a timer: what goes on by itself takes microseconds.
@@ -51,7 +51,7 @@ pub(in crate::sim) struct Enumerated {
     crash: Option<(Crash, u64)>,
     reads: Reads,
     /// Who was named a holder before the last event, and in which generation.
-    named: ([bool; 2], String),
+    named: ([bool; 2], Generation),
     /// The disks' change counters when targets were looked at last.
     targets_at: [u64; 2],
 }
@@ -328,12 +328,11 @@ impl Cluster {
     /// not be flushed.
     fn check_left_behind(&mut self) {
         self.sample_custody();
-        let (named, generation) = (self.custody.named, &self.custody.generation);
-        if (named, generation) == (self.enumerated.named.0, &self.enumerated.named.1) {
+        let now @ (named, _) = (self.custody.named, self.custody.generation);
+        if now == self.enumerated.named {
             return;
         }
-        let now = (named, generation.clone());
-        let before = std::mem::replace(&mut self.enumerated.named, now.clone());
+        let before = std::mem::replace(&mut self.enumerated.named, now);
         if before.0 == [true; 2] && named != before.0 && before.1 != now.1 {
             let holder = usize::from(named[1]);
             if let Err(problem) = self.check_present_on(holder) {
