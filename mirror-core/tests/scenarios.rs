@@ -26,7 +26,7 @@ const STEP: Duration = Duration::from_millis(10);
 struct Held {
     writes: bool,
     flushes: bool,
-    /// Metadata writes are lost on the way, and never answered.
+    /// Metadata writes are lost on the way, and not answered.
     metadata: bool,
     operations: Vec<OpId>,
 }
@@ -168,7 +168,7 @@ impl World {
                     },
                 ));
             }
-            Action::MetaWrite { .. } if host.held.metadata => {}
+            Action::MetaWrite { op, .. } if host.held.metadata => host.held.operations.push(op),
             Action::MetaWrite { op, offset, bytes } => {
                 host.metadata[offset as usize..][..bytes.len()].copy_from_slice(&bytes);
                 self.coming.push_back((
@@ -753,4 +753,49 @@ fn a_peer_that_was_just_heard_is_asked_before_a_promotion() {
     assert!(!world.hosts[B].serving);
     assert_eq!(world.hosts[B].refused, Some(ErrorId::PeerIsPrimary));
     world.assert_healthy();
+}
+
+/// R12: a disk that failed is let go only when nothing of it is in flight.
+#[test]
+fn a_failed_disk_is_not_closed_under_a_write() {
+    let mut world = World::in_sync(8 * MIB);
+    world.hosts[B].held.writes = true;
+    world.write(A, 1, 0);
+    world.write(A, 2, 64 << 10);
+    world.settle();
+    let op = world.hosts[B].held.operations.remove(0);
+    let result = Err(DiskError::Io);
+    world.feed(B, Input::DiskDone { op, result });
+    assert_eq!(world.status(B).disk, DiskState::Failed);
+    world.command(B, Command::Down);
+    world.pass(Duration::from_secs(1));
+    assert!(!world.hosts[B].detached, "closed with a write in flight");
+    world.release_held(B);
+    assert!(world.hosts[B].detached);
+}
+
+/// The same while the metadata is brought up to date after a start.
+#[test]
+fn a_disk_that_fails_at_attach_is_not_closed_under_a_write() {
+    let size = 10 << 30;
+    let mut world = World::in_sync(size);
+    world.hosts[A].held.metadata = true;
+    // The log names nothing any more: everything is dirty, and saved in several writes.
+    let layout = Layout::new(size, MetadataPlace::External).expect("a store of good size");
+    let log = layout.activity_log_offset(0) as usize;
+    world.hosts[A].metadata[log..][..8 * 4096].fill(0);
+    world.restart(A);
+    world.pass(Duration::from_secs(1));
+    let ops = std::mem::take(&mut world.hosts[A].held.operations);
+    assert!(ops.len() > 1, "{ops:?}");
+    for (at, op) in ops.iter().enumerate() {
+        assert!(!world.hosts[A].detached, "closed with a write in flight");
+        let result = if at == 0 {
+            Err(DiskError::Io)
+        } else {
+            Ok(Vec::new())
+        };
+        world.feed(A, Input::MetaDone { op: *op, result });
+    }
+    assert!(world.hosts[A].detached);
 }
