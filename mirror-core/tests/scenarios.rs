@@ -10,6 +10,7 @@ use mirror_core::meta::{self, Layout, NewReplica};
 use mirror_core::node::boundary::*;
 use mirror_core::node::{MetadataPlace, Node, NodeConfig};
 use mirror_core::types::*;
+use mirror_core::wire::{FrameType, Header, PayloadKind};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -798,4 +799,38 @@ fn a_disk_that_fails_at_attach_is_not_closed_under_a_write() {
         world.feed(A, Input::MetaDone { op: *op, result });
     }
     assert!(world.hosts[A].detached);
+}
+
+fn frame_to(world: &World, at: usize, kind: FrameType, generation: u64) -> Input {
+    let connection = world.hosts[at].connection.expect("a connection");
+    let bytes = matches!(kind.payload_kind(), PayloadKind::Control { .. });
+    Input::Frame {
+        connection: ConnectionId(connection),
+        header: Header::bare(kind, generation, 0),
+        body: if bytes {
+            Body::Control(b"no".to_vec())
+        } else {
+            Body::None
+        },
+    }
+}
+
+/// R3: an answer to no question, or one that speaks in another generation, ends the connection.
+#[test]
+fn an_answer_that_was_not_asked_for_is_refused() {
+    let mut world = World::in_sync(8 * MIB);
+    let refusal = frame_to(&world, A, FrameType::PromoteRefused, 0);
+    world.feed(A, refusal);
+    assert_eq!(world.hosts[A].connection, None, "{:?}", world.status(A));
+
+    let mut world = World::in_sync(8 * MIB);
+    world.command(A, Command::Secondary);
+    world.settle();
+    world.hosts[A].held.metadata = true;
+    world.command(B, Command::Primary(PrimaryMode::Ordinary));
+    world.settle();
+    let grant = frame_to(&world, B, FrameType::Promoted, 0x5111);
+    world.feed(B, grant);
+    world.pass(Duration::from_millis(100));
+    assert!(!world.hosts[B].serving, "promoted by a stale answer");
 }
