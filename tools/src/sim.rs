@@ -3,7 +3,7 @@
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use mirror_core::error::{ErrorId, Refusal};
-use mirror_core::sim::{self, Report};
+use mirror_core::sim::{self, Faults, Report};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -42,7 +42,7 @@ struct Totals {
     seeds: u64,
     requests: u64,
     acknowledged_writes: u64,
-    faults: u64,
+    faults: Faults,
     failovers: u64,
     virtual_time: Duration,
     violations: Vec<Report>,
@@ -53,7 +53,7 @@ impl Totals {
         self.seeds += 1;
         self.requests += report.stats.requests;
         self.acknowledged_writes += report.stats.acknowledged_writes;
-        self.faults += report.stats.faults.total();
+        self.faults.add(&report.stats.faults);
         self.failovers += report.stats.failovers;
         self.virtual_time += report.stats.virtual_time;
         if report.violation.is_some() {
@@ -128,12 +128,13 @@ fn summarise(totals: &Totals, wall: Duration) {
         totals.seeds,
         totals.requests,
         totals.acknowledged_writes,
-        totals.faults,
+        totals.faults.total(),
         totals.failovers,
         totals.virtual_time.as_secs_f64() / 3600.0,
         wall.as_secs_f64(),
         totals.violations.len()
     );
+    println!("faults: {}", totals.faults);
 }
 
 fn verdict(violations: usize) -> Result<(), Refusal> {

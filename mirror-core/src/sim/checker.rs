@@ -212,6 +212,21 @@ impl Checker {
         ))
     }
 
+    /// Whether a read now may return this value from the sector.
+    pub fn current_allowed(&mut self, number: u64, value: u64) -> Result<(), String> {
+        let sector = self.sector(number);
+        let current = |v: &&Version| v.superseded == NEVER;
+        let mut versions = sector.versions.iter().filter(current);
+        if versions.any(|v| v.stamp == value) {
+            return Ok(());
+        }
+        let list = words(sector.versions.iter().filter(current));
+        Err(format!(
+            "sector {number} holds {}; allowed are {list}",
+            describe(value)
+        ))
+    }
+
     /// The last copy that held everything lost power: what was not flushed may be undone.
     pub fn all_copies_lost_power(&mut self) {
         let now = self.tick();

@@ -4,7 +4,7 @@ use super::buffers::Stamps;
 use super::checker::{Durability, Moment, stamp};
 use super::cluster::{Cluster, Event, Phase};
 use super::host::{NAMES, guest_payload};
-use super::options::{Options, Scenario};
+use super::options::{Options, Pace, Scenario};
 use crate::limits::SECTOR;
 use crate::node::boundary::{GuestError, GuestOperation, Input, RequestId};
 use crate::types::{ByteRange, Time};
@@ -45,6 +45,8 @@ pub(super) struct Client {
     next_write: u64,
     sectors: u64,
     hot: Vec<u64>,
+    /// Only requests of parts of blocks, close together.
+    small: bool,
     /// Ranges to read back in the end.
     verify: Vec<(u64, u64)>,
     stepping: bool,
@@ -69,6 +71,7 @@ impl Client {
             next_write: 0,
             sectors,
             hot,
+            small: options.small_requests,
             verify: Vec::new(),
             stepping: false,
             rng,
@@ -107,6 +110,12 @@ impl Client {
         }
         .min(sectors_at_most)
         .min(self.sectors / 2);
+        if self.small {
+            // Sectors of a few blocks, over and over.
+            let count = count.min(self.rng.u64(1..12));
+            let start = self.hot[0] + self.rng.u64(0..24);
+            return (start.min(self.sectors - count), count);
+        }
         let near = self.hot[self.rng.usize(0..self.hot.len())];
         let start = match self.rng.u8(0..8) {
             0 => self.rng.u64(0..self.sectors),
@@ -128,18 +137,25 @@ impl Cluster {
 
     pub fn client_step(&mut self) {
         let think = self.options.think.as_nanos() as u64;
-        let pause = self.client.rng.u64(1..think * 2);
+        let mut pause = self.client.rng.u64(1..think * 2) * 2;
         match self.phase {
             Phase::Verify { .. } => self.verify_some(),
             Phase::Over => return,
             _ => {
-                let burst = self.client.rng.usize(1..4);
+                let burst = match self.options.pace {
+                    Pace::Steady => self.client.rng.usize(1..4),
+                    Pace::Single => 1,
+                    Pace::Bursts => {
+                        pause *= 20;
+                        40
+                    }
+                };
                 for _ in 0..burst {
                     self.ask_something();
                 }
             }
         }
-        self.schedule(pause * 2, Event::Client);
+        self.schedule(pause, Event::Client);
     }
 
     fn serving_host(&mut self) -> Option<usize> {
@@ -274,7 +290,13 @@ impl Cluster {
         self.stats.longest_stall = self.stats.longest_stall.max(took);
         if let Err(error) = result {
             self.stats.errors += 1;
-            if error != GuestError::NotPrimary {
+            let disk_erred = self.hosts[host].process.as_ref().is_some_and(|p| p.erred);
+            let expected = match error {
+                GuestError::NotPrimary => true,
+                GuestError::Io => disk_erred,
+                GuestError::OutOfRange => false,
+            };
+            if !expected {
                 return Err(format!("{request:?} {:?} failed: {error:?}", pending.asked));
             }
             self.forget(pending.asked);
@@ -334,7 +356,8 @@ impl Cluster {
         }
         // A node may serve and stop in one moment; it served last all the same.
         self.sample_custody();
-        self.check_serving(host)
+        self.check_serving(host)?;
+        self.check_beginning(host)
     }
 
     /// The guest's connections to this node are closed.

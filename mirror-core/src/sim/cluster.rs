@@ -22,10 +22,28 @@ const MOST_EVENTS: u64 = 3_000_000;
 /// Something that happens at a point in time.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Event {
-    Disk { host: usize, life: u32, op: OpId },
-    Tick { host: usize, life: u32, at: Time },
+    Disk {
+        host: usize,
+        life: u32,
+        op: OpId,
+    },
+    Tick {
+        host: usize,
+        life: u32,
+        at: Time,
+    },
+    /// A pause ends.
+    Wake {
+        host: usize,
+        life: u32,
+    },
+    ClockGoes {
+        host: usize,
+    },
     Network(NetworkEvent),
-    Start { host: usize },
+    Start {
+        host: usize,
+    },
     Client,
     Operator,
     Fault,
@@ -162,6 +180,8 @@ impl Cluster {
                 }
             }
             Event::Start { host } => self.start(host),
+            Event::Wake { host, life } => self.wake(host, life),
+            Event::ClockGoes { host } => self.clock_goes(host),
             Event::Client => self.client_step(),
             Event::Operator => self.operator_step(),
             Event::Fault => self.fault_step(),
@@ -182,6 +202,8 @@ impl Cluster {
             Event::Operator => (11, 0),
             Event::Fault => (12, 0),
             Event::Watch => (13, 0),
+            Event::Wake { host, .. } => (14 + host as u64, 0),
+            Event::ClockGoes { host } => (16 + host as u64, 0),
         };
         self.trace.fold(self.now.0);
         self.trace.fold(kind << 56 ^ detail);

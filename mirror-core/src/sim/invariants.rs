@@ -1,22 +1,28 @@
 //! What must hold across the two nodes, seen from outside: images, durable metadata and statuses.
 
 use super::cluster::{Cluster, Event, Phase};
-use super::host::NAMES;
+use super::disk::Honesty;
+use super::host::{Fitness, NAMES};
 use crate::control::MirrorStatus;
 use crate::limits::BLOCK;
 use crate::meta;
-use crate::types::{ByteRange, DiskState, LinkState, Role};
+use crate::types::{ByteRange, DiskState, LinkState, Role, Time};
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 
 const WATCH_GAP: u64 = 20_000_000;
 
 /// Which copies hold everything that was acknowledged, as far as an outsider can tell.
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Clone, Default, Debug)]
 pub(super) struct Custody {
     /// Named a holder by the node that served last.
     pub named: [bool; 2],
     /// Lost power since it became a holder, so that its copy may lack what was not flushed.
     pub lost: [bool; 2],
+    /// Its disk is gone for good, or another's, whatever its peer's record says.
+    absent: [bool; 2],
+    /// Who served in each generation.
+    writers: BTreeMap<String, usize>,
     /// Who serves, or did last.
     keeper: Option<usize>,
     watches: u64,
@@ -28,7 +34,18 @@ pub(super) struct Custody {
 
 impl Custody {
     fn complete(&self) -> usize {
-        (0..2).filter(|h| self.named[*h] && !self.lost[*h]).count()
+        (0..2).filter(|h| self.is_complete(*h)).count()
+    }
+
+    /// Whether the copy has everything that was acknowledged.
+    pub fn is_complete(&self, h: usize) -> bool {
+        self.named[h] && !self.lost[h]
+    }
+
+    /// The copy counts no more; only while another is complete.
+    pub fn forget(&mut self, h: usize) {
+        self.absent[h] = true;
+        self.named[h] = false;
     }
 
     /// Whether the node may go on without its peer and lose nothing.
@@ -40,7 +57,7 @@ impl Custody {
 impl Cluster {
     pub fn status(&self, h: usize) -> Option<MirrorStatus> {
         let process = self.hosts[h].process.as_ref()?;
-        Some(process.node.status(self.now))
+        Some(process.node.status(self.hosts[h].now(self.now)))
     }
 
     pub fn serving(&self, h: usize) -> bool {
@@ -52,11 +69,13 @@ impl Cluster {
         self.sample_custody();
         for h in [0, 1] {
             self.check_stall(h);
-            if self.serving(h)
-                && let Err(problem) = self.check_serving(h)
-            {
-                self.fail(format!("{}: {problem}", NAMES[h]));
+            if self.serving(h) {
+                self.check_writer(h);
+                if let Err(problem) = self.check_serving(h) {
+                    self.fail(format!("{}: {problem}", NAMES[h]));
+                }
             }
+            self.check_clone(h);
         }
         if self.custody.watches.is_multiple_of(8) {
             self.check_covered();
@@ -75,11 +94,17 @@ impl Cluster {
         let (Some(h), false) = (self.custody.keeper, self.client.blind) else {
             return;
         };
-        let Some(status) = self.status(h).filter(|status| !status.holders.is_empty()) else {
+        // What a node whose disk failed was about to record is not on its disk.
+        let knows =
+            |status: &MirrorStatus| !status.holders.is_empty() && status.disk != DiskState::Failed;
+        let Some(status) = self.status(h).filter(knows) else {
             return;
         };
-        let named = NAMES.map(|name| status.holders.iter().any(|holder| holder == name));
+        self.meet_new_copies();
+        let names = NAMES.map(|name| status.holders.iter().any(|holder| holder == name));
+        let named = [0, 1].map(|at| names[at] && !self.custody.absent[at]);
         let before = self.custody.named;
+        self.leave_behind(before, named);
         self.custody.named = named;
         if serving.is_some() {
             self.custody.lost[h] = false;
@@ -95,6 +120,47 @@ impl Cluster {
                 }
             }
         }
+    }
+
+    /// A new disk counts when it has become a copy.
+    fn meet_new_copies(&mut self) {
+        for h in 0..2 {
+            if self.custody.absent[h]
+                && self.hosts[h].fitness == Fitness::Fit
+                && self
+                    .status(h)
+                    .is_some_and(|status| status.disk == DiskState::UpToDate)
+            {
+                self.custody.absent[h] = false;
+            }
+        }
+    }
+
+    /// A replica that is no holder any more and calls itself UpToDate contains every write that was
+    /// acknowledged while it was one.
+    fn leave_behind(&mut self, before: [bool; 2], named: [bool; 2]) {
+        for h in 0..2 {
+            let left = before[h] && !named[h] && !self.custody.lost[h];
+            let claims = self
+                .status(h)
+                .is_some_and(|status| status.disk == DiskState::UpToDate);
+            if left
+                && claims
+                && self.hosts[h].fitness == Fitness::Fit
+                && let Err(problem) = self.check_image(h)
+            {
+                self.fail(format!("{} is left behind UpToDate: {problem}", NAMES[h]));
+            }
+        }
+    }
+
+    /// Every sector of the replica holds a value that a guest may read now.
+    fn check_image(&mut self, h: usize) -> Result<(), String> {
+        for sector in self.checker.touched() {
+            let value = self.hosts[h].disk.view(sector);
+            self.checker.current_allowed(sector, value)?;
+        }
+        Ok(())
     }
 
     /// The machine is about to lose power. Call [`Cluster::power_was_lost`] after it did.
@@ -130,6 +196,45 @@ impl Cluster {
         Ok(())
     }
 
+    /// Who begins to serve has everything, in a generation of its own (design.md R3).
+    pub fn check_beginning(&mut self, h: usize) -> Result<(), String> {
+        let Some(status) = self.status(h) else {
+            return Ok(());
+        };
+        if let Some(other) = self.custody.writers.insert(status.generation.clone(), h) {
+            let (generation, other) = (status.generation, NAMES[other]);
+            return Err(format!(
+                "serves in generation {generation}, in which {other} served before"
+            ));
+        }
+        if self.operator.forced {
+            return Ok(());
+        }
+        if self.hosts[h].fitness != Fitness::Fit {
+            return Err("serves from a disk that is not its own".to_owned());
+        }
+        self.check_image(h)
+            .map_err(|problem| format!("begins to serve: {problem}"))
+    }
+
+    /// One writer per generation.
+    fn check_writer(&mut self, h: usize) {
+        if let Some(status) = self.status(h) {
+            let writer = *self
+                .custody
+                .writers
+                .entry(status.generation.clone())
+                .or_insert(h);
+            if writer != h {
+                let (generation, other) = (status.generation, NAMES[writer]);
+                self.fail(format!(
+                    "{} and {other} both served in generation {generation}",
+                    NAMES[h]
+                ));
+            }
+        }
+    }
+
     /// R1: what a flush or FUA write was acknowledged for is durable on every holder.
     pub fn check_durable(&mut self, by: usize, ranges: &[(u64, u64)]) -> Result<(), String> {
         if self.client.blind {
@@ -146,6 +251,10 @@ impl Cluster {
     }
 
     fn check_durable_on(&mut self, h: usize, ranges: &[(u64, u64)]) -> Result<(), String> {
+        // A liar's word counts until its next power loss, and nobody can look behind it.
+        if self.hosts[h].disk.honesty() == Honesty::Lying {
+            return Ok(());
+        }
         for (start, count) in ranges {
             for sector in *start..start + count {
                 let value = self.hosts[h].disk.durable(sector);
@@ -160,7 +269,8 @@ impl Cluster {
     /// R6: blocks that differ are covered by the durable marks of either side.
     pub fn check_covered(&mut self) {
         let changes = self.changes();
-        if changes == self.custody.covered_at {
+        let fit = self.hosts.iter().all(|host| host.fitness == Fitness::Fit);
+        if changes == self.custody.covered_at || !fit {
             return;
         }
         self.custody.covered_at = changes;
@@ -199,6 +309,7 @@ impl Cluster {
     pub fn quiet(&self) -> bool {
         let idle = |h: usize| {
             self.hosts[h].process.is_some()
+                && self.hosts[h].missed.is_empty()
                 && self.hosts[h].disk.in_flight() == 0
                 && self.client.pending_at(h) == 0
         };
@@ -236,11 +347,26 @@ impl Cluster {
         }
     }
 
+    /// R8: two images with one replica id are not let together.
+    fn check_clone(&mut self, h: usize) {
+        let joined = self.hosts[h].fitness == Fitness::Clone
+            && self
+                .status(h)
+                .is_some_and(|status| status.link == LinkState::Connected);
+        if joined {
+            self.fail(format!("{} is a clone, and Connected", NAMES[h]));
+        }
+    }
+
     /// R11: a silent peer holds a guest no longer than the stall timeout.
     fn check_stall(&mut self, h: usize) {
+        let excused = self.hosts[0].excused_until.max(self.hosts[1].excused_until);
+        let allowed = self.options.stall_timeout * 2 + self.slack();
+        if excused > Time(0) && self.now < excused.after(allowed) {
+            return;
+        }
         if let Some(since) = self.client.oldest(h) {
             let spent = self.now.since(since);
-            let allowed = self.options.stall_timeout * 2 + self.slack();
             if self.serving(h) && spent > allowed {
                 self.fail(format!("a request on {} waits for {spent:?}", NAMES[h]));
             }

@@ -3,18 +3,23 @@
 //!
 //! The code under test is exactly the shipping core: [`crate::node::Node`] behind its boundary,
 //! driven as the daemon drives it. Each part of the world documents the faults it can have: disks
-//! in `disk.rs`, the link in `network.rs`, machines and daemons in `faults.rs`. What is right is
+//! in `disk.rs` and `disk_faults.rs`, the link in `network.rs`, machines and daemons in `faults.rs`
+//! and `host_faults.rs`, clocks in `clock.rs`. What is right is
 //! decided by two parts that know nothing of a node's insides: `checker.rs` (what a guest may see)
 //! and `invariants.rs` (what must hold across the two disks).
 
 mod buffers;
 mod checker;
 mod client;
+mod clock;
 mod cluster;
 mod disk;
+mod disk_faults;
 mod driver;
+mod fault_kind;
 mod faults;
 mod host;
+mod host_faults;
 mod invariants;
 mod network;
 mod operator;
@@ -22,7 +27,8 @@ mod options;
 mod split_brain;
 mod trace;
 
-pub use options::{Beginning, Options, Scenario};
+pub use fault_kind::{FaultKind, Faults};
+pub use options::{Beginning, Options, Pace, Scenario};
 
 use cluster::Cluster;
 use std::fmt;
@@ -61,28 +67,6 @@ pub struct Stats {
     pub longest_stall: Duration,
     /// How long the run was on its own clock.
     pub virtual_time: Duration,
-}
-
-/// Faults by kind.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
-pub struct Faults {
-    /// Daemons killed.
-    pub process_crashes: u64,
-    /// Machines that lost power.
-    pub power_losses: u64,
-    /// Links cut.
-    pub cuts: u64,
-    /// Links silenced.
-    pub stalls: u64,
-    /// Disks slowed down.
-    pub slow: u64,
-}
-
-impl Faults {
-    /// All of them.
-    pub fn total(&self) -> u64 {
-        self.process_crashes + self.power_losses + self.cuts + self.stalls + self.slow
-    }
 }
 
 /// What came of a seed.

@@ -3,7 +3,7 @@
 //! never promotes two.
 
 use super::cluster::{Cluster, Event, Phase};
-use super::host::NAMES;
+use super::host::{Fitness, NAMES};
 use super::options::{Beginning, Scenario};
 use super::split_brain::SplitBrain;
 use crate::control::CommandOutcome;
@@ -72,9 +72,9 @@ impl Cluster {
         self.schedule(pause, Event::Operator);
     }
 
-    /// Gives a command.
+    /// Gives a command. A daemon that stands still takes none.
     pub fn command(&mut self, h: usize, what: Command) {
-        if self.hosts[h].process.is_none() {
+        if self.hosts[h].process.is_none() || self.is_paused(h) {
             return;
         }
         self.operator.next_command += 1;
@@ -167,7 +167,7 @@ impl Cluster {
         self.operator.next_whim = Time(self.now.0 + self.operator.rng.u64(gap / 4..gap * 2));
         let h = self.operator.rng.usize(0..2);
         let serving = (0..2).find(|h| self.serving(*h));
-        match (self.operator.rng.u8(0..12), serving) {
+        match (self.operator.rng.u8(0..13), serving) {
             (0..3, Some(s)) => {
                 // A handover: the heir is promoted once nobody serves.
                 let heir = if self.operator.rng.u8(0..4) == 0 {
@@ -183,18 +183,24 @@ impl Cluster {
                 self.command(1 - s, Command::Primary(PrimaryMode::Ordinary));
             }
             (4, _) => self.command(h, Command::Disconnect),
-            (5, Some(s)) if self.connected(s) && self.options.store_size < 1 << 30 => {
-                self.command(1 - s, Command::Invalidate);
+            (5, Some(s)) if self.options.store_size < 1 << 30 => {
+                // At any time, and sometimes of the one copy that serves: the nodes must know.
+                let which = if self.operator.rng.u8(0..4) == 0 {
+                    s
+                } else {
+                    1 - s
+                };
+                self.command(which, Command::Invalidate);
             }
             (6, _) => self.command(h, Command::PauseResync),
             (7, _) => self.command(h, Command::ResumeResync),
             (8, _) => self.command(h, Command::Down),
-            (9, _) => self.command(
-                h,
-                Command::Connect {
-                    discard_my_data: false,
-                },
-            ),
+            (9, _) => {
+                // There is nothing to discard where nothing diverged.
+                let discard_my_data = self.operator.rng.bool();
+                self.command(h, Command::Connect { discard_my_data });
+            }
+            (12, _) => self.command_both(h),
             // Both are asked at once: at most one may win.
             (10, None) if self.both_connected() && !self.operator.promoting() => {
                 self.command(h, Command::Primary(PrimaryMode::Ordinary));
@@ -202,13 +208,30 @@ impl Cluster {
             }
             (11, None) => {
                 // Freshly started and alone: the node itself must know whether it may.
-                let fresh = self.hosts[h].process.as_ref().is_some_and(|p| p.fresh);
+                let fresh = self.hosts[h].process.as_ref().is_some_and(|p| p.fresh)
+                    && self.hosts[h].fitness == Fitness::Fit;
                 if fresh && self.hosts[1 - h].process.is_none() {
                     self.command(h, Command::Primary(PrimaryMode::Ordinary));
                 }
             }
             _ => {}
         }
+    }
+
+    /// The same thing is asked of both at once.
+    fn command_both(&mut self, first: usize) {
+        let small = self.options.store_size < 1 << 30;
+        let what = match self.operator.rng.u8(0..5) {
+            0 => Command::Disconnect,
+            1 => Command::Down,
+            2 => Command::Secondary,
+            3 if small => Command::Invalidate,
+            _ => Command::Connect {
+                discard_my_data: true,
+            },
+        };
+        self.command(first, what);
+        self.command(1 - first, what);
     }
 
     fn connected(&self, h: usize) -> bool {
@@ -228,6 +251,7 @@ impl Cluster {
     /// What a caring operator does now and then: connect what stands alone, promote somebody.
     fn care(&mut self, percent: u32) {
         for h in 0..2 {
+            self.care_for_disk(h, percent);
             let alone = self
                 .status(h)
                 .is_some_and(|s| s.link == LinkState::StandAlone);
@@ -246,6 +270,23 @@ impl Cluster {
         }
     }
 
+    /// Takes a disk down that failed or is another's, to replace it or to try it again.
+    fn care_for_disk(&mut self, h: usize, percent: u32) {
+        let Some(status) = self.status(h) else {
+            return;
+        };
+        let failed = status.disk == DiskState::Failed;
+        let cloned = self.hosts[h].fitness == Fitness::Clone;
+        let acts = self.operator.rng.u32(0..400) < percent;
+        if (failed || cloned) && acts && !self.operator.busy(h) {
+            let replaces = cloned || (self.operator.rng.bool() && self.may_be_replaced(h));
+            if replaces {
+                self.condemn(h);
+            }
+            self.command(h, Command::Down);
+        }
+    }
+
     fn promote_somebody(&mut self) {
         self.sample_custody();
         let first = match self.operator.heir.take() {
@@ -256,6 +297,9 @@ impl Cluster {
             let Some(status) = self.status(h) else {
                 continue;
             };
+            if self.is_paused(h) {
+                continue;
+            }
             let peer_is_primary = self.status(1 - h).is_some_and(|s| s.role == Role::Primary);
             let with_peer = status.link == LinkState::Connected;
             let alone = self.custody.may_go_alone(h);

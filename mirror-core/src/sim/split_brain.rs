@@ -4,6 +4,7 @@
 
 use super::cluster::Cluster;
 use super::host::NAMES;
+use super::network::Break;
 use crate::node::boundary::{Command, PrimaryMode};
 use crate::types::{LinkState, Role, Time};
 
@@ -66,7 +67,7 @@ impl Cluster {
         self.client.blind = true;
         // The guest's history so far was checked; the budget for what follows is extra.
         self.options.requests = self.client.asked() + 400;
-        self.network.cut(20 * SECOND, &mut self.later);
+        self.network.cut(20 * SECOND, Break::Clean, &mut self.later);
         self.flush_network();
         self.operator.split = SplitBrain::Force {
             other: 1 - serving,
