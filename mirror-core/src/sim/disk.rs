@@ -405,10 +405,8 @@ impl Disk {
         let in_flight = std::mem::take(&mut self.in_flight);
         for (op, entry) in in_flight {
             match entry.operation {
-                Operation::Write { start, data, .. } => {
-                    if !entry.landed {
-                        self.land_in_part(op, start, &data);
-                    }
+                Operation::Write { start, data, .. } if !entry.landed => {
+                    self.land_in_part(op, start, &data);
                 }
                 Operation::MetaWrite { offset, bytes } => {
                     let lands = self.rng.u8(0..4);

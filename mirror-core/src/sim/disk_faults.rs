@@ -12,7 +12,7 @@
 //!   its own counts as lost from then on.
 //! * **Rot and misdirected writes** strike metadata at rest: a slot that is not in force, or says
 //!   what the other slot says; any bitmap block; blocks of the activity log that are not in force,
-//!   or all of them. With both slots gone the disk must be refused as it is, never made anew.
+//!   or all of them. With both slots gone the disk must be refused, never made anew.
 //!   Rot in the data area is not injected: nothing would notice it before there is a verify.
 
 use super::cluster::Cluster;
@@ -191,8 +191,7 @@ impl Cluster {
             self.rot_block(h, FaultKind::RottenSlot, offset);
         }
         self.custody.forget(h);
-        let changes = self.hosts[h].disk.changes();
-        self.hosts[h].fitness = Fitness::Unreadable { changes };
+        self.hosts[h].fitness = Fitness::Unreadable;
     }
 
     fn older_slot(&self, h: usize) -> Option<(u64, bool)> {
@@ -220,7 +219,8 @@ impl Cluster {
         Some(layout.activity_log_offset(index))
     }
 
-    fn replica_on(&self, h: usize) -> Option<crate::types::ReplicaId> {
+    /// Which replica the disk says it is, if any.
+    pub fn replica_on(&self, h: usize) -> Option<crate::types::ReplicaId> {
         (0..SLOTS).find_map(|slot| {
             let offset = self.options.layout().slot_offset(slot);
             let block = self.hosts[h].disk.read_metadata(offset, BLOCK as usize);

@@ -43,8 +43,8 @@ pub(super) enum Fitness {
     Fit,
     /// The operator replaces it by an empty one.
     Condemned,
-    /// No slot can be trusted: the node must refuse it, and leave it as it is.
-    Unreadable { changes: u64 },
+    /// No slot can be trusted: the node must refuse it, and make no superblock.
+    Unreadable,
     /// It is an image of the peer's: the nodes must refuse each other.
     Clone,
 }
@@ -294,12 +294,9 @@ impl Cluster {
         };
         self.hosts[h].end_process();
         let busy = self.hosts[h].disk.in_flight();
-        if let Fitness::Unreadable { changes } = self.hosts[h].fitness {
-            if self.hosts[h].disk.changes() != changes {
-                self.fail(format!(
-                    "{}: a disk without superblock was changed",
-                    NAMES[h]
-                ));
+        if self.hosts[h].fitness == Fitness::Unreadable {
+            if self.replica_on(h).is_some() {
+                self.fail(format!("{}: a lost superblock was made anew", NAMES[h]));
             }
             self.hosts[h].fitness = Fitness::Condemned;
         } else if !process.asked_down && !process.erred {
