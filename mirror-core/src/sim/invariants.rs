@@ -184,6 +184,10 @@ impl Cluster {
         if self.operator.forced {
             return Ok(());
         }
+        // R12: one whose flush failed does not go on, whatever the next flush says.
+        if self.hosts[h].fitness != Fitness::Fit {
+            return Err("serves from a disk that failed or is another's".to_owned());
+        }
         if status.disk != DiskState::UpToDate {
             return Err(format!("serves, and its disk is {}", status.disk));
         }
@@ -209,9 +213,6 @@ impl Cluster {
         }
         if self.operator.forced {
             return Ok(());
-        }
-        if self.hosts[h].fitness != Fitness::Fit {
-            return Err("serves from a disk that is not its own".to_owned());
         }
         self.check_image(h)
             .map_err(|problem| format!("begins to serve: {problem}"))
