@@ -72,34 +72,34 @@ pub enum FrameType {
 }
 
 impl FrameType {
+    /// All of them.
+    pub const ALL: &[FrameType] = &[
+        FrameType::Hello,
+        FrameType::Verdict,
+        FrameType::Ready,
+        FrameType::Goodbye,
+        FrameType::Ping,
+        FrameType::Pong,
+        FrameType::State,
+        FrameType::Write,
+        FrameType::Zero,
+        FrameType::Flush,
+        FrameType::Done,
+        FrameType::SyncStart,
+        FrameType::SyncBits,
+        FrameType::SyncReady,
+        FrameType::SyncWrite,
+        FrameType::SyncZero,
+        FrameType::SyncTotal,
+        FrameType::SyncFinish,
+        FrameType::SyncFinished,
+        FrameType::Promote,
+        FrameType::Promoted,
+        FrameType::PromoteRefused,
+    ];
+
     fn parse(byte: u8) -> Option<FrameType> {
-        use FrameType::*;
-        [
-            Hello,
-            Verdict,
-            Ready,
-            Goodbye,
-            Ping,
-            Pong,
-            State,
-            Write,
-            Zero,
-            Flush,
-            Done,
-            SyncStart,
-            SyncBits,
-            SyncReady,
-            SyncWrite,
-            SyncZero,
-            SyncTotal,
-            SyncFinish,
-            SyncFinished,
-            Promote,
-            Promoted,
-            PromoteRefused,
-        ]
-        .into_iter()
-        .find(|kind| *kind as u8 == byte)
+        Self::ALL.iter().copied().find(|kind| *kind as u8 == byte)
     }
 
     /// What the payload of such a frame is, and how long it may be.

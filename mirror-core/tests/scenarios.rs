@@ -10,6 +10,7 @@ use mirror_core::meta::{self, Layout, NewReplica};
 use mirror_core::node::boundary::*;
 use mirror_core::node::{MetadataPlace, Node, NodeConfig};
 use mirror_core::types::*;
+use mirror_core::wire::{FrameType, Header, PayloadKind};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ const STEP: Duration = Duration::from_millis(10);
 struct Held {
     writes: bool,
     flushes: bool,
-    /// Metadata writes are lost on the way, and never answered.
+    /// Metadata writes are lost on the way, and not answered.
     metadata: bool,
     operations: Vec<OpId>,
 }
@@ -170,7 +171,7 @@ impl World {
                     },
                 ));
             }
-            Action::MetaWrite { .. } if host.held.metadata => {}
+            Action::MetaWrite { op, .. } if host.held.metadata => host.held.operations.push(op),
             Action::MetaWrite { op, offset, bytes } => {
                 host.metadata[offset as usize..][..bytes.len()].copy_from_slice(&bytes);
                 self.coming.push_back((
@@ -780,4 +781,83 @@ fn what_a_forced_primary_wrote_can_be_discarded_for_an_older_primary() {
     world.pass(Duration::from_secs(5));
     assert!(world.hosts[A].serving);
     world.assert_healthy();
+}
+
+/// R12: a disk that failed is let go only when nothing of it is in flight.
+#[test]
+fn a_failed_disk_is_not_closed_under_a_write() {
+    let mut world = World::in_sync(8 * MIB);
+    world.hosts[B].held.writes = true;
+    world.write(A, 1, 0);
+    world.write(A, 2, 64 << 10);
+    world.settle();
+    let op = world.hosts[B].held.operations.remove(0);
+    let result = Err(DiskError::Io);
+    world.feed(B, Input::DiskDone { op, result });
+    assert_eq!(world.status(B).disk, DiskState::Failed);
+    world.command(B, Command::Down);
+    world.pass(Duration::from_secs(1));
+    assert!(!world.hosts[B].detached, "closed with a write in flight");
+    world.release_held(B);
+    assert!(world.hosts[B].detached);
+}
+
+/// The same while the metadata is brought up to date after a start.
+#[test]
+fn a_disk_that_fails_at_attach_is_not_closed_under_a_write() {
+    let size = 10 << 30;
+    let mut world = World::in_sync(size);
+    world.hosts[A].held.metadata = true;
+    // The log names nothing any more: everything is dirty, and saved in several writes.
+    let layout = Layout::new(size, MetadataPlace::External).expect("a store of good size");
+    let log = layout.activity_log_offset(0) as usize;
+    world.hosts[A].metadata[log..][..8 * 4096].fill(0);
+    world.restart(A);
+    world.pass(Duration::from_secs(1));
+    let ops = std::mem::take(&mut world.hosts[A].held.operations);
+    assert!(ops.len() > 1, "{ops:?}");
+    for (at, op) in ops.iter().enumerate() {
+        assert!(!world.hosts[A].detached, "closed with a write in flight");
+        let result = if at == 0 {
+            Err(DiskError::Io)
+        } else {
+            Ok(Vec::new())
+        };
+        world.feed(A, Input::MetaDone { op: *op, result });
+    }
+    assert!(world.hosts[A].detached);
+}
+
+fn frame_to(world: &World, at: usize, kind: FrameType, generation: u64) -> Input {
+    let connection = world.hosts[at].connection.expect("a connection");
+    let bytes = matches!(kind.payload_kind(), PayloadKind::Control { .. });
+    Input::Frame {
+        connection: ConnectionId(connection),
+        header: Header::bare(kind, generation, 0),
+        body: if bytes {
+            Body::Control(b"no".to_vec())
+        } else {
+            Body::None
+        },
+    }
+}
+
+/// R3: an answer to no question, or one that speaks in another generation, ends the connection.
+#[test]
+fn an_answer_that_was_not_asked_for_is_refused() {
+    let mut world = World::in_sync(8 * MIB);
+    let refusal = frame_to(&world, A, FrameType::PromoteRefused, 0);
+    world.feed(A, refusal);
+    assert_eq!(world.hosts[A].connection, None, "{:?}", world.status(A));
+
+    let mut world = World::in_sync(8 * MIB);
+    world.command(A, Command::Secondary);
+    world.settle();
+    world.hosts[A].held.metadata = true;
+    world.command(B, Command::Primary(PrimaryMode::Ordinary));
+    world.settle();
+    let grant = frame_to(&world, B, FrameType::Promoted, 0x5111);
+    world.feed(B, grant);
+    world.pass(Duration::from_millis(100));
+    assert!(!world.hosts[B].serving, "promoted by a stale answer");
 }

@@ -243,9 +243,17 @@ impl Node {
         self.fail_attach(ErrorId::StoreUnavailable, text);
     }
 
-    /// Nothing more is done with the store.
+    /// Nothing more is done with the store; it is let go when nothing of it is in flight.
     pub(super) fn close(&mut self) {
-        self.phase = Phase::Closed;
-        self.out.push(Action::Detached);
+        self.phase = Phase::Closing;
+        self.close_at_rest();
+    }
+
+    /// Lets go of the store. An operation still holds its buffer, and may land.
+    pub(super) fn close_at_rest(&mut self) {
+        if self.ops.len() == 0 {
+            self.phase = Phase::Closed;
+            self.out.push(Action::Detached);
+        }
     }
 }

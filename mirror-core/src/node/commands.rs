@@ -59,10 +59,10 @@ impl Node {
 
     fn look_at(&mut self, command: CommandId, what: Command) -> Looked {
         let usable = !matches!(self.disk, DiskState::Diskless | DiskState::Failed);
-        if self.phase == Phase::Closed || !usable {
+        if matches!(self.phase, Phase::Closing | Phase::Closed) || !usable {
             if what == Command::Down {
                 self.done(command, Vec::new());
-                if self.phase != Phase::Closed {
+                if self.phase == Phase::Running {
                     self.close();
                 }
             } else {

@@ -114,6 +114,8 @@ enum Phase {
     /// Bringing the metadata on disk up to what a crash requires.
     Settling,
     Running,
+    /// The disk is not used any more; operations on it are still in flight.
+    Closing,
     /// The disk is not used (any more).
     Closed,
 }
@@ -289,7 +291,7 @@ impl Node {
 
     /// The id of the replica on this node's disk, once the disk was attached.
     pub fn replica(&self) -> Option<ReplicaId> {
-        let attached = matches!(self.phase, Phase::Running | Phase::Closed);
+        let attached = !matches!(self.phase, Phase::New | Phase::Attaching | Phase::Settling);
         (attached && !self.record.replica.is_none()).then_some(self.record.replica)
     }
 
@@ -309,6 +311,7 @@ impl Node {
             match self.phase {
                 Phase::Settling => self.settle_metadata(),
                 Phase::Running => self.keep_running(),
+                Phase::Closing => self.close_at_rest(),
                 Phase::New | Phase::Attaching | Phase::Closed => {}
             }
             // An acknowledgement or a command may make more possible, and nothing else need ever
@@ -375,7 +378,7 @@ impl Node {
         let Some(purpose) = self.ops.finish(op) else {
             return;
         };
-        if self.phase == Phase::Closed || self.disk == DiskState::Failed {
+        if self.is_disk_given_up() {
             if let Ok(Some(payload)) = result {
                 self.out.push(Action::Release(payload));
             }
@@ -415,7 +418,7 @@ impl Node {
         let Some(purpose) = self.ops.finish(op) else {
             return;
         };
-        if self.phase == Phase::Closed || self.disk == DiskState::Failed {
+        if self.is_disk_given_up() {
             return;
         }
         let bytes = match result {
@@ -512,6 +515,12 @@ impl Node {
             }
             Err(error) => self.protocol_error(&error.to_string()),
         }
+    }
+
+    /// Whether operations on the disk end without being of use to anybody.
+    fn is_disk_given_up(&self) -> bool {
+        let closed = matches!(self.phase, Phase::Closing | Phase::Closed);
+        closed || self.disk == DiskState::Failed
     }
 
     /// The local disk reported an error: it is not used any more, and a Primary stops

@@ -396,11 +396,15 @@ impl Node {
     /// The peer answered the question of the stage under way.
     pub(super) fn peer_answered(&mut self, header: Header) {
         let kind = self.transition.active.as_ref().map(|active| &active.kind);
-        let expected = matches!(
-            (header.kind, kind),
-            (FrameType::Promoted, Some(Kind::PromoteTogether { .. }))
-                | (FrameType::SyncFinished, Some(Kind::Widen))
-        );
+        // Who grants a generation speaks in it.
+        let answered = match (header.kind, kind) {
+            (FrameType::Promoted, Some(Kind::PromoteTogether { lineage, .. })) => {
+                Some(lineage.generation)
+            }
+            (FrameType::SyncFinished, Some(Kind::Widen)) => Some(self.record.generation),
+            _ => None,
+        };
+        let expected = answered.map(Generation::tag) == Some(header.generation);
         if expected && self.transition.stage() == Some(Stage::Ask) {
             self.transition_step();
         } else {
@@ -411,11 +415,14 @@ impl Node {
     /// The peer does not grant the promotion.
     pub(super) fn promotion_refused(&mut self, bytes: &[u8]) {
         let kind = self.transition.active.as_ref().map(|active| &active.kind);
-        if let Some(Kind::PromoteTogether { command, .. }) = kind {
-            let command = *command;
-            self.transition.active = None;
-            let text = format!("{} refused: {}", self.config.peer, text_from(bytes));
-            self.refuse(command, ErrorId::PeerRefused, &text);
+        match (kind, self.transition.stage()) {
+            (Some(Kind::PromoteTogether { command, .. }), Some(Stage::Ask)) => {
+                let command = *command;
+                self.transition.active = None;
+                let text = format!("{} refused: {}", self.config.peer, text_from(bytes));
+                self.refuse(command, ErrorId::PeerRefused, &text);
+            }
+            _ => self.protocol_error("an answer to no question"),
         }
     }
 

@@ -207,13 +207,16 @@ impl Cluster {
 
     /// Whom the register names.
     pub fn registered(&self) -> [bool; 2] {
-        let names = |replica: ReplicaId| self.arbiter.value.is_some_and(|v| v.names(replica));
-        [names(self.hosts[0].replica), names(self.hosts[1].replica)]
+        let value = self.arbiter.value;
+        [0, 1].map(|h| {
+            let replica = self.replica_on(h).unwrap_or(ReplicaId::NONE);
+            value.is_some_and(|value| value.names(replica))
+        })
     }
 
     /// The register changed: was that a right the asker had, and do the holders hold?
     fn check_swap(&mut self, by: usize, before: Option<Register>, new: Register) {
-        let asker = self.hosts[by].replica;
+        let asker = self.replica_on(by).unwrap_or(ReplicaId::NONE);
         if !self.arbiter.ids.insert(new.id) {
             return self.fail(format!("a register value recurs: {new:?}"));
         }

@@ -218,7 +218,7 @@ impl Checker {
         ))
     }
 
-    /// Whether a durable image that holds every acknowledged write may hold this value.
+    /// Whether an image that holds every acknowledged write may hold this value, flushed or not.
     pub fn present_allowed(&mut self, number: u64, value: u64) -> Result<(), String> {
         let sector = self.sector(number);
         let current = |v: &&Version| v.superseded == NEVER;
@@ -231,7 +231,7 @@ impl Checker {
             return Ok(());
         }
         Err(format!(
-            "{} is on stable storage in sector {number}; present are {}",
+            "{} is in sector {number}; present are {}",
             describe(value),
             words(sector.versions.iter().filter(current))
         ))

@@ -4,7 +4,7 @@ use super::buffers::Stamps;
 use super::checker::{Durability, Moment, stamp};
 use super::cluster::{Cluster, Event, Phase};
 use super::host::{NAMES, guest_payload};
-use super::options::{Options, Scenario};
+use super::options::{Options, Pace, Scenario};
 use super::stimulus::Stimulus;
 use crate::limits::{EXTENT, SECTOR};
 use crate::node::boundary::{GuestError, GuestOperation, Input, RequestId};
@@ -87,6 +87,8 @@ pub(super) struct Client {
     hot: Vec<u64>,
     /// The next sector of a guest that walks over the whole device.
     sweep: Option<u64>,
+    /// Only requests of parts of blocks, close together.
+    small: bool,
     /// Ranges to read back in the end.
     verify: Vec<(u64, u64)>,
     stepping: bool,
@@ -112,6 +114,7 @@ impl Client {
             sectors,
             hot,
             sweep: options.sweep.then_some(0),
+            small: options.small_requests,
             verify: Vec::new(),
             stepping: false,
             rng,
@@ -155,6 +158,12 @@ impl Client {
             *at = (*at + EXTENT / SECTOR) % self.sectors;
             let start = *at + self.rng.u64(0..64);
             return (start.min(self.sectors - count), count.min(8));
+        }
+        if self.small {
+            // Sectors of a few blocks, over and over.
+            let count = count.min(self.rng.u64(1..12));
+            let start = self.hot[0] + self.rng.u64(0..24);
+            return (start.min(self.sectors - count), count);
         }
         let near = self.hot[self.rng.usize(0..self.hot.len())];
         let start = match self.rng.u8(0..8) {
@@ -212,12 +221,19 @@ impl Cluster {
             return;
         }
         let think = self.options.think.as_nanos() as u64;
-        let pause = self.client.rng.u64(1..think * 2);
-        let burst = self.client.rng.usize(1..4);
+        let mut pause = self.client.rng.u64(1..think * 2) * 2;
+        let burst = match self.options.pace {
+            Pace::Steady => self.client.rng.usize(1..4),
+            Pace::Single => 1,
+            Pace::Bursts => {
+                pause *= 20;
+                40
+            }
+        };
         for _ in 0..burst {
             self.ask_something();
         }
-        self.schedule(pause * 2, Event::Client);
+        self.schedule(pause, Event::Client);
     }
 
     fn serving_host(&self) -> Option<usize> {
@@ -339,7 +355,13 @@ impl Cluster {
         self.stats.longest_stall = self.stats.longest_stall.max(took);
         if let Err(error) = result {
             self.stats.errors += 1;
-            if error != GuestError::NotPrimary {
+            let disk_erred = self.hosts[host].process.as_ref().is_some_and(|p| p.erred);
+            let expected = match error {
+                GuestError::NotPrimary => true,
+                GuestError::Io => disk_erred,
+                GuestError::OutOfRange => false,
+            };
+            if !expected {
                 return Err(format!("{request:?} {:?} failed: {error:?}", pending.asked));
             }
             self.forget(pending.asked);
@@ -403,7 +425,8 @@ impl Cluster {
         self.check_right(host)?;
         // A node may serve and stop in one moment; it served last all the same.
         self.sample_custody();
-        self.check_serving(host)
+        self.check_serving(host)?;
+        self.check_beginning(host)
     }
 
     /// The guest's connections to this node are closed.

@@ -40,6 +40,14 @@ pub(super) enum Event {
         life: u32,
         at: Time,
     },
+    /// A pause ends.
+    Wake {
+        host: usize,
+        life: u32,
+    },
+    ClockGoes {
+        host: usize,
+    },
     Network(NetworkEvent),
     Arbiter {
         asker: Asker,
@@ -222,6 +230,8 @@ impl Cluster {
                 message,
             } => self.arbiter_hears(asker, epoch, message),
             Event::Start { host } => self.start(host),
+            Event::Wake { host, life } => self.wake(host, life),
+            Event::ClockGoes { host } => self.clock_goes(host),
             Event::Client => self.client_step(),
             Event::Operator => self.operator_step(),
             Event::Fault => self.fault_step(),
@@ -249,6 +259,8 @@ impl Cluster {
             Event::Verify => (15, 0),
             Event::Arbiter { asker, .. } => (16 + asker.host as u64, asker.ask.0),
             Event::Ambush => (18, 0),
+            Event::Wake { host, .. } => (19 + host as u64, 0),
+            Event::ClockGoes { host } => (21 + host as u64, 0),
         };
         self.trace.fold(self.now.0);
         self.trace.fold(kind << 56 ^ detail);

@@ -10,6 +10,11 @@
 //!   flight tear at 512 bytes.
 //! * **Process crash** (kill -9) keeps everything that took effect; an operation in flight lands
 //!   whole, in part at 4 KiB, or not at all, and is over when the next process opens the disk.
+//! * **An error** ends an operation badly, once or until an operator acts. What a failed write left
+//!   is indeterminate. A flush that failed has lost some of the cache for good: it is still read
+//!   back, no later flush makes it durable, and the next flush succeeds.
+//! * **A lie**: flushes and FUA complete and make nothing durable. The cache is real, so the lie
+//!   shows at a power loss only.
 
 use super::buffers::Stamps;
 use crate::limits::{BLOCK, SECTOR};
@@ -27,6 +32,35 @@ pub(super) enum Operation {
     Flush,
     MetaRead { offset: u64, len: usize },
     MetaWrite { offset: u64, bytes: Vec<u8> },
+}
+
+/// What kind of operation it is, as far as errors strike by kind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Access {
+    Read,
+    Write,
+    Flush,
+    MetaRead,
+    MetaWrite,
+}
+
+impl Operation {
+    fn access(&self) -> Access {
+        match self {
+            Operation::Read { .. } => Access::Read,
+            Operation::Write { .. } => Access::Write,
+            Operation::Flush => Access::Flush,
+            Operation::MetaRead { .. } => Access::MetaRead,
+            Operation::MetaWrite { .. } => Access::MetaWrite,
+        }
+    }
+}
+
+/// Whether the disk means it when it says "durable".
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Honesty {
+    Honest,
+    Lying,
 }
 
 /// What a write puts into its sectors.
@@ -60,6 +94,7 @@ pub(super) enum Outcome {
     Meta(Vec<u8>),
 }
 
+#[derive(Clone)]
 struct Leaf {
     cache: [u64; LEAF],
     durable: [u64; LEAF],
@@ -118,6 +153,7 @@ pub(super) struct Disk {
     completions: u64,
     /// What the next power loss keeps, if that is decided.
     decided: Option<Kept>,
+    honesty: Honesty,
     rng: fastrand::Rng,
 }
 
@@ -138,8 +174,21 @@ impl Disk {
             metadata_changes: 0,
             completions: 0,
             decided: None,
+            honesty: Honesty::Honest,
             rng,
         }
+    }
+
+    /// A disk with the contents of another, as somebody who copies it would read them.
+    pub fn copy_of(other: &Disk, rng: fastrand::Rng) -> Disk {
+        let mut copy = Disk::new(other.sectors, other.blank, rng);
+        copy.leaves.clone_from(&other.leaves);
+        for leaf in copy.leaves.iter_mut().flatten() {
+            leaf.durable = leaf.cache;
+            leaf.durable_landing = [0; LEAF];
+        }
+        copy.metadata.clone_from(&other.metadata);
+        copy
     }
 
     /// Starts an operation; the caller decides when it completes.
@@ -176,11 +225,12 @@ impl Disk {
                 if let Some(entry) = self.cached.iter_mut().rev().find(|entry| entry.op == op) {
                     entry.completed = Some(completion);
                 }
-                if fua {
+                if fua && self.honesty == Honesty::Honest {
                     self.settle(|entry| entry.op == op);
                 }
                 Outcome::Done
             }
+            Operation::Flush if self.honesty == Honesty::Lying => Outcome::Done,
             Operation::Flush => {
                 self.settle(|entry| entry.completed.is_some_and(|at| at <= covers));
                 Outcome::Done
@@ -191,6 +241,55 @@ impl Disk {
                 Outcome::Done
             }
         })
+    }
+
+    /// What an operation in flight does.
+    pub fn access(&self, op: u64) -> Option<Access> {
+        self.in_flight
+            .get(&op)
+            .map(|entry| entry.operation.access())
+    }
+
+    /// Ends an operation with an error.
+    pub fn fail(&mut self, op: u64) {
+        let Some(entry) = self.in_flight.remove(&op) else {
+            return;
+        };
+        match entry.operation {
+            Operation::Read { .. } | Operation::MetaRead { .. } => {}
+            Operation::Write { start, data, .. } => {
+                if !entry.landed {
+                    self.land_in_part(op, start, &data);
+                }
+                self.completions += 1;
+                let completion = self.completions;
+                for landed in self.cached.iter_mut().filter(|landed| landed.op == op) {
+                    landed.completed = Some(completion);
+                }
+            }
+            Operation::Flush => {
+                // The kernel takes what it could not write for clean.
+                let (rng, covers) = (&mut self.rng, entry.covers);
+                self.cached
+                    .retain(|landed| landed.completed.is_none_or(|at| at > covers) || rng.bool());
+            }
+            Operation::MetaWrite { offset, bytes } => {
+                let kept = Kept::pick(&mut self.rng);
+                self.tear_metadata(kept, offset, &bytes);
+            }
+        }
+    }
+
+    /// From here on the disk lies, or means it and makes durable what it lied about.
+    pub fn set_honesty(&mut self, honesty: Honesty) {
+        self.honesty = honesty;
+        if honesty == Honesty::Honest {
+            self.settle(|entry| entry.completed.is_some());
+        }
+    }
+
+    pub fn honesty(&self) -> Honesty {
+        self.honesty
     }
 
     /// Operations not completed.
@@ -311,14 +410,7 @@ impl Disk {
                 Operation::Write { start, data, .. } if !entry.landed => {
                     pending.push((op, start, data));
                 }
-                Operation::MetaWrite { offset, bytes } => {
-                    let whole = kept.write(&mut self.rng);
-                    for (index, piece) in bytes.chunks(SECTOR as usize).enumerate() {
-                        if whole || kept.sector(&mut self.rng) {
-                            self.write_metadata(offset + index as u64 * SECTOR, piece);
-                        }
-                    }
-                }
+                Operation::MetaWrite { offset, bytes } => self.tear_metadata(kept, offset, &bytes),
                 _ => {}
             }
         }
@@ -345,27 +437,24 @@ impl Disk {
         }
     }
 
+    fn tear_metadata(&mut self, kept: Kept, offset: u64, bytes: &[u8]) {
+        for (index, piece) in bytes.chunks(SECTOR as usize).enumerate() {
+            if kept.sector(&mut self.rng) {
+                self.write_metadata(offset + index as u64 * SECTOR, piece);
+            }
+        }
+    }
+
     /// The process is killed; the kernel and its caches live on.
     pub fn lose_process(&mut self) {
         let in_flight = std::mem::take(&mut self.in_flight);
         for (op, entry) in in_flight {
-            let lands = self.rng.u8(0..4);
             match entry.operation {
-                Operation::Write { start, data, .. } => {
-                    if !entry.landed && lands >= 2 {
-                        self.land(op, start, data);
-                    } else if !entry.landed && lands == 1 {
-                        let half = self.rng.u64(0..=data.len()) / SECTORS_PER_BLOCK;
-                        let part = match &data {
-                            Fill::Zeroes(_) => Fill::Zeroes(half * SECTORS_PER_BLOCK),
-                            Fill::Stamps(stamps) => {
-                                Fill::Stamps(stamps[..(half * SECTORS_PER_BLOCK) as usize].into())
-                            }
-                        };
-                        self.land(op, start, part);
-                    }
+                Operation::Write { start, data, .. } if !entry.landed => {
+                    self.land_in_part(op, start, &data);
                 }
                 Operation::MetaWrite { offset, bytes } => {
+                    let lands = self.rng.u8(0..4);
                     for (index, piece) in bytes.chunks(BLOCK as usize).enumerate() {
                         if lands >= 2 || (lands == 1 && self.rng.bool()) {
                             self.write_metadata(offset + index as u64 * BLOCK, piece);
@@ -379,6 +468,22 @@ impl Disk {
         for entry in &mut self.cached {
             entry.completed.get_or_insert(self.completions);
             entry.op = u64::MAX;
+        }
+    }
+
+    /// The write takes effect whole, in part, or not at all.
+    fn land_in_part(&mut self, op: u64, start: u64, data: &Fill) {
+        match self.rng.u8(0..4) {
+            0 => {}
+            1 => {
+                let half = self.rng.u64(0..=data.len()) / SECTORS_PER_BLOCK * SECTORS_PER_BLOCK;
+                let part = match data {
+                    Fill::Zeroes(_) => Fill::Zeroes(half),
+                    Fill::Stamps(stamps) => Fill::Stamps(stamps[..half as usize].into()),
+                };
+                self.land(op, start, part);
+            }
+            _ => self.land(op, start, data.clone()),
         }
     }
 

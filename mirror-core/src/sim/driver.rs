@@ -5,15 +5,15 @@ use super::ambush::Moment;
 use super::buffers::{Buffers, Checksum};
 use super::cluster::{Cluster, Event};
 use super::disk::{Fill, Operation, Outcome};
-use super::faults::{DISK_SPIKE, SLOW_DISK};
+use super::faults::DISK_SPIKE;
 use super::host::NAMES;
-use super::network::{Frame, Heard, WireBody};
+use super::network::{Condition, Frame, Heard, WireBody};
 use super::options::{Chance, DiskBias};
 use crate::limits::{MAX_CONTROL_PAYLOAD, MAX_PAYLOAD, SECTOR, ZERO_PIECE};
 use crate::node::MetadataPlace;
-use crate::node::boundary::{Action, Body, Input, OpId};
-use crate::types::{ByteRange, Time};
-use crate::wire::{Header, PayloadKind};
+use crate::node::boundary::{Action, Body, ConnectionId, DiskError, Input, OpId};
+use crate::types::{ByteRange, LinkState, Time};
+use crate::wire::{FrameType, Header, PayloadKind};
 
 /// What is to be reported when a disk operation ends.
 pub(super) enum Purpose {
@@ -85,6 +85,7 @@ impl Cluster {
                     true => Purpose::Superblock,
                     false => Purpose::Metadata,
                 };
+                process.record_changes |= slots.contains(&offset);
                 process.operations.insert(op, purpose);
                 self.within_metadata(offset, bytes.len())?;
                 self.trace.fold_bytes(&bytes);
@@ -114,7 +115,12 @@ impl Cluster {
                 };
                 let header = header.encode();
                 self.trace.fold_bytes(&header);
-                let frame = Frame { header, body };
+                let condition = Condition::Sound;
+                let frame = Frame {
+                    header,
+                    body,
+                    condition,
+                };
                 self.network
                     .send(now, h, connection, frame, &mut self.later);
                 Ok(())
@@ -186,7 +192,7 @@ impl Cluster {
             delay += host.rng.u64(0..DISK_SPIKE.as_nanos() as u64);
         }
         if self.now < host.slow_until {
-            delay *= u64::from(SLOW_DISK);
+            delay *= u64::from(host.slowness);
         }
         #[cfg(test)]
         let operation = self.sabotage.of(h, operation);
@@ -228,8 +234,19 @@ impl Cluster {
 
     /// A disk operation ends.
     pub fn disk_done(&mut self, h: usize, life: u32, op: OpId) {
+        if self.hosts[h]
+            .process
+            .as_ref()
+            .is_none_or(|p| p.life != life)
+        {
+            return;
+        }
+        let access = self.hosts[h].disk.access(op.0);
+        if let Some(error) = access.and_then(|access| self.strikes(h, access)) {
+            return self.disk_failed(h, op, error);
+        }
         let host = &mut self.hosts[h];
-        let Some(process) = host.process.as_mut().filter(|p| p.life == life) else {
+        let Some(process) = host.process.as_mut() else {
             return;
         };
         let Some(outcome) = host.disk.complete(op.0) else {
@@ -274,6 +291,31 @@ impl Cluster {
         }
     }
 
+    /// A disk operation ends with an error.
+    fn disk_failed(&mut self, h: usize, op: OpId, error: DiskError) {
+        let host = &mut self.hosts[h];
+        let Some(process) = host.process.as_mut() else {
+            return;
+        };
+        host.disk.fail(op.0);
+        let input = match process.operations.remove(&op) {
+            Some(Purpose::Metadata | Purpose::Superblock) => Input::MetaDone {
+                op,
+                result: Err(error),
+            },
+            purpose => {
+                if let Some(Purpose::Data(Some(buffer))) = purpose {
+                    process.buffers.end(buffer);
+                }
+                Input::DiskDone {
+                    op,
+                    result: Err(error),
+                }
+            }
+        };
+        self.feed(h, input);
+    }
+
     /// The network tells a host something.
     pub fn heard(&mut self, h: usize, heard: Heard) {
         let Some(process) = &mut self.hosts[h].process else {
@@ -285,22 +327,54 @@ impl Cluster {
                 Input::LinkUp { connection }
             }
             Heard::Down(connection) => Input::LinkDown { connection },
-            Heard::Frame(connection, frame) => match receive(&mut process.buffers, frame) {
-                Ok((header, body)) => {
-                    if let Some(moment) = Moment::of_frame(header.kind) {
-                        let span = self.options.network_delay.as_nanos() as u64;
-                        self.ambush_sees(h, moment, span);
-                    }
-                    Input::Frame {
-                        connection,
-                        header,
-                        body,
-                    }
-                }
-                Err(problem) => return self.fail(format!("to {}: {problem}", NAMES[h])),
-            },
+            Heard::Part(connection) => Input::Heard { connection },
+            Heard::Frame(connection, frame) => return self.frame_heard(h, connection, frame),
         };
         self.feed(h, input);
+    }
+
+    fn frame_heard(&mut self, h: usize, connection: ConnectionId, frame: Frame) {
+        let Some(process) = &mut self.hosts[h].process else {
+            return;
+        };
+        let condition = frame.condition;
+        let (header, body) = match receive(&mut process.buffers, frame) {
+            Ok(received) => received,
+            Err(_) if condition == Condition::Damaged => {
+                self.tell(h, "refuses a damaged frame");
+                self.network
+                    .refuse(self.now, h, connection, &mut self.later);
+                return self.flush_network();
+            }
+            Err(problem) => return self.fail(format!("to {}: {problem}", NAMES[h])),
+        };
+        let (kind, paused) = (header.kind, self.hosts[h].paused.is_some());
+        if let Some(moment) = Moment::of_frame(kind) {
+            let span = self.options.network_delay.as_nanos() as u64;
+            self.ambush_sees(h, moment, span);
+        }
+        let agreed = self
+            .status(h)
+            .filter(|_| condition != Condition::Sound)
+            .is_some_and(|status| status.link == LinkState::Connected);
+        let must_refuse = agreed
+            && !paused
+            && !is_harmless(kind)
+            && self.network.is_in_use(h, connection)
+            && self.hosts[h].crash_in.is_none();
+        let input = Input::Frame {
+            connection,
+            header,
+            body,
+        };
+        self.feed(h, input);
+        if must_refuse && self.network.is_in_use(h, connection) {
+            let condition = format!("{condition:?}").to_lowercase();
+            self.fail(format!(
+                "{} goes on after a {condition} {kind:?} frame",
+                NAMES[h]
+            ));
+        }
     }
 }
 
@@ -328,7 +402,14 @@ impl Sabotage {
     }
 }
 
-/// What a driver does with the bytes of a frame before the core sees it.
+/// Frames that may say anything and still change nothing that counts.
+fn is_harmless(kind: FrameType) -> bool {
+    use FrameType::*;
+    matches!(kind, Ping | Pong | SyncTotal)
+}
+
+/// What a driver does with the bytes of a frame before the core sees it. The checksum of data is
+/// the core's to compare.
 fn receive(buffers: &mut Buffers, frame: Frame) -> Result<(Header, Body), String> {
     let header = Header::decode(&frame.header).map_err(|error| error.to_string())?;
     let (len, crc, body) = match frame.body {
@@ -353,7 +434,7 @@ fn receive(buffers: &mut Buffers, frame: Frame) -> Result<(Header, Body), String
             "{:?} frame with a payload of {len} bytes",
             header.kind
         ))
-    } else if header.payload_crc != crc {
+    } else if header.payload_crc != crc && !matches!(body, Body::Data(_)) {
         Err(format!(
             "{:?} frame whose payload has another checksum",
             header.kind

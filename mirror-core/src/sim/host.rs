@@ -1,17 +1,19 @@
-//! A machine: its disk, and the daemon's process with the node.
+//! A machine: its disk, its clock, and the daemon's process with the node.
 
 use super::buffers::{Buffers, Checksum};
+use super::clock::Clock;
 use super::cluster::{Cluster, Event};
-use super::disk::Disk;
+use super::disk::{Blank, Disk};
+use super::disk_faults::Trouble;
 use super::driver::Purpose;
-use super::faults::draw_down;
+use super::faults::{Crash, draw_down};
 use super::options::{Chance, Options};
 use crate::limits::SECTOR;
 use crate::meta;
 use crate::node::boundary::{Input, OpId, Payload};
 use crate::node::{Node, NodeConfig};
 use crate::types::{BootId, ReplicaId, Time};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 /// The names of the two nodes.
 pub(super) const NAMES: [&str; 2] = ["a", "b"];
@@ -26,19 +28,52 @@ pub(super) struct Process {
     pub fresh: bool,
     pub asked_down: bool,
     pub detached: bool,
+    /// Its disk reported an error.
+    pub erred: bool,
+    /// A superblock is on its way to the disk since custody was looked at.
+    pub record_changes: bool,
     pub tick_at: Option<Time>,
     pub operations: HashMap<OpId, Purpose>,
+}
+
+/// What may become of a machine's disk when the daemon starts next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Fitness {
+    /// It is the replica it was.
+    Fit,
+    /// The operator replaces it by an empty one.
+    Condemned,
+    /// No slot can be trusted: the node must refuse it, and make no superblock.
+    Unreadable,
+    /// It is an image of the peer's: the nodes must refuse each other.
+    Clone,
+}
+
+/// What a daemon that stood still meets first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Wake {
+    TimersFirst,
+    InputsFirst,
 }
 
 /// A machine of the cluster.
 pub(super) struct Host {
     pub process: Option<Process>,
     pub disk: Disk,
-    /// The id of the replica on the disk.
-    pub replica: ReplicaId,
+    pub fitness: Fitness,
+    pub trouble: Option<Trouble>,
+    pub clock: Clock,
+    /// The daemon stands still, and misses these.
+    pub paused: Option<Wake>,
+    pub missed: VecDeque<Input>,
+    /// Actions until the daemon crashes.
+    pub crash_in: Option<(u32, Crash)>,
+    /// A pause or a stopped clock lasts until then: waiting is no wonder.
+    pub excused_until: Time,
     pub boot: BootId,
     pub lives: u32,
     pub slow_until: Time,
+    pub slowness: u32,
     /// Writes submitted before then do not end before then.
     pub stuck_until: Time,
     /// When the last of its exceptionally slow disk operations will have ended.
@@ -50,31 +85,60 @@ pub(super) struct Host {
 impl Host {
     /// A machine whose disk went through `kagami create`.
     pub fn new(options: &Options, index: usize, mut rng: fastrand::Rng) -> Host {
-        let layout = options.layout();
-        let mut disk = Disk::new(layout.data_size / SECTOR, options.blank(index), rng.fork());
-        let replica = ReplicaId(rng.u128(1..));
-        let new = meta::NewReplica {
-            replica,
-            cluster: "sim".to_owned(),
-            mirror: "r0".to_owned(),
-            node: NAMES[index].to_owned(),
-        };
-        for (offset, bytes) in meta::create(&layout, &new) {
-            disk.write_metadata(offset, &bytes);
-        }
         Host {
             process: None,
-            disk,
-            replica,
+            disk: new_disk(options, index, options.blank(index), &mut rng),
+            fitness: Fitness::Fit,
+            trouble: None,
+            clock: Clock::new(Time(0), options.drift[index]),
+            paused: None,
+            missed: VecDeque::new(),
+            crash_in: None,
+            excused_until: Time(0),
             boot: BootId(rng.u128(1..)),
             lives: 0,
             slow_until: Time(0),
+            slowness: 1,
             stuck_until: Time(0),
             held_until: Time(0),
             starting: false,
             rng,
         }
     }
+
+    /// What the machine's clock shows.
+    pub fn now(&self, world: Time) -> Time {
+        self.clock.at(world)
+    }
+
+    /// The process and what only it knows is gone.
+    pub fn end_process(&mut self) {
+        self.process = None;
+        self.paused = None;
+        self.missed.clear();
+        self.crash_in = None;
+    }
+
+    /// Nobody wonders about what waits until then.
+    pub fn excuse(&mut self, until: Time) {
+        self.excused_until = self.excused_until.max(until);
+    }
+}
+
+/// A disk that went through `kagami create`.
+fn new_disk(options: &Options, index: usize, blank: Blank, rng: &mut fastrand::Rng) -> Disk {
+    let layout = options.layout();
+    let mut disk = Disk::new(layout.data_size / SECTOR, blank, rng.fork());
+    let new = meta::NewReplica {
+        replica: ReplicaId(rng.u128(1..)),
+        cluster: "sim".to_owned(),
+        mirror: "r0".to_owned(),
+        node: NAMES[index].to_owned(),
+    };
+    for (offset, bytes) in meta::create(&layout, &new) {
+        disk.write_metadata(offset, &bytes);
+    }
+    disk
 }
 
 impl Cluster {
@@ -86,6 +150,13 @@ impl Cluster {
             return;
         }
         host.lives += 1;
+        if host.fitness == Fitness::Condemned {
+            // Whatever the machine held before the mirror's life, it is told from the other.
+            let blank = Blank::Garbage(2 + (host.lives % 12) as u8);
+            host.disk = new_disk(&self.options, h, blank, &mut host.rng);
+            host.fitness = Fitness::Fit;
+            host.trouble = None;
+        }
         let config = NodeConfig {
             cluster: "sim".to_owned(),
             mirror: "r0".to_owned(),
@@ -105,6 +176,8 @@ impl Cluster {
             fresh: true,
             asked_down: false,
             detached: false,
+            erred: false,
+            record_changes: false,
             tick_at: None,
             operations: HashMap::new(),
         });
@@ -121,15 +194,22 @@ impl Cluster {
             self.trace
                 .line(self.now, format_args!("{name} <- {}", brief(&input)));
         }
-        let mut actions = std::mem::take(&mut self.actions);
         let now = self.now;
-        let Some(process) = &mut self.hosts[h].process else {
+        let host = &mut self.hosts[h];
+        let Some(process) = &mut host.process else {
             return;
         };
-        process.node.handle(now, input, &mut actions);
+        if host.paused.is_some() {
+            host.missed.push_back(input);
+            return;
+        }
+        let mut actions = std::mem::take(&mut self.actions);
+        process.node.handle(host.clock.at(now), input, &mut actions);
+        let mut crash = None;
         for action in actions.drain(..) {
             // A machine that crashed amid these actions carries out no more of them.
-            if self.violation.is_some() || self.hosts[h].process.is_none() {
+            let crashed = crash.is_some() || self.hosts[h].process.is_none();
+            if self.violation.is_some() || crashed {
                 continue;
             }
             if self.trace.wants_lines() {
@@ -141,9 +221,18 @@ impl Cluster {
                 self.fail(format!("{}: {problem}", NAMES[h]));
             }
             self.action_carried_out(h);
+            crash = self.crash_is_due(h);
         }
         self.actions = actions;
         self.flush_network();
+        if let Some(kind) = crash {
+            return self.crash_for_a_while(h, kind);
+        }
+        if let Some(process) = &mut self.hosts[h].process
+            && std::mem::take(&mut process.record_changes)
+        {
+            self.sample_custody();
+        }
         if self.hosts[h].process.as_ref().is_some_and(|p| p.detached) {
             self.detach(h);
         } else {
@@ -164,7 +253,10 @@ impl Cluster {
             Chance::Drawn => host.rng.u64(0..100_000),
             Chance::Fixed => 0,
         };
-        let at = Time(deadline.max(now).0 + late);
+        let Some(due) = host.clock.when(deadline) else {
+            return;
+        };
+        let at = Time(due.max(now).0 + late);
         if process.tick_at.is_none_or(|planned| at < planned) {
             process.tick_at = Some(at);
             let life = process.life;
@@ -173,7 +265,6 @@ impl Cluster {
     }
 
     pub fn tick(&mut self, h: usize, life: u32, at: Time) {
-        let now = self.now;
         let Some(process) = &mut self.hosts[h].process else {
             return;
         };
@@ -181,10 +272,30 @@ impl Cluster {
             return;
         }
         process.tick_at = None;
+        self.tick_if_due(h);
+    }
+
+    /// Lets the node's timers fire, or plans when they will.
+    pub fn tick_if_due(&mut self, h: usize) {
+        let now = self.hosts[h].now(self.now);
+        let Some(process) = &self.hosts[h].process else {
+            return;
+        };
+        if self.hosts[h].paused.is_some() {
+            return;
+        }
         match process.node.next_deadline() {
             Some(deadline) if deadline <= now => self.feed(h, Input::Tick),
             _ => self.plan_tick(h),
         }
+    }
+
+    /// The clock changed its course: the timers are planned anew.
+    pub fn replan_tick(&mut self, h: usize) {
+        if let Some(process) = &mut self.hosts[h].process {
+            process.tick_at = None;
+        }
+        self.tick_if_due(h);
     }
 
     /// The node is at rest and asked for its store to be closed.
@@ -193,8 +304,14 @@ impl Cluster {
         let Some(process) = self.hosts[h].process.take() else {
             return;
         };
+        self.hosts[h].end_process();
         let busy = self.hosts[h].disk.in_flight();
-        if !process.asked_down {
+        if self.hosts[h].fitness == Fitness::Unreadable {
+            if self.replica_on(h).is_some() {
+                self.fail(format!("{}: a lost superblock was made anew", NAMES[h]));
+            }
+            self.hosts[h].fitness = Fitness::Condemned;
+        } else if !process.asked_down && !process.erred {
             self.fail(format!("{}: detached, and nobody asked for it", NAMES[h]));
         } else if busy > 0 {
             self.fail(format!(
@@ -212,6 +329,10 @@ impl Cluster {
                 NAMES[h]
             ));
         }
+        // Whoever starts it again has made room on it.
+        self.hosts[h].trouble = None;
+        self.client_lost(h);
+        self.operator_lost(h);
         self.network.host_died(self.now, h, false, &mut self.later);
         self.flush_network();
         let down = draw_down(&mut self.hosts[h].rng);

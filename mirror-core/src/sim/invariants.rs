@@ -1,12 +1,14 @@
 //! What must hold across the two nodes, seen from outside: images, durable metadata and statuses.
 
 use super::cluster::{Cluster, Event, Phase};
-use super::host::NAMES;
+use super::disk::Honesty;
+use super::host::{Fitness, NAMES};
 use crate::control::{Arbitration, MirrorStatus};
 use crate::limits::BLOCK;
 use crate::meta;
 use crate::meta::superblock::Superblock;
-use crate::types::{ByteRange, DiskState, Generation, LinkState, Role};
+use crate::types::{ByteRange, DiskState, Generation, LinkState, Role, Time};
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 
 const WATCH_GAP: u64 = 20_000_000;
@@ -18,6 +20,10 @@ pub(super) struct Custody {
     pub named: [bool; 2],
     /// Lost power since it became a holder, so that its copy may lack what was not flushed.
     pub lost: [bool; 2],
+    /// Its disk is gone for good, or another's, whatever its peer's record says.
+    absent: [bool; 2],
+    /// Who served in each generation.
+    writers: BTreeMap<String, usize>,
     /// Who serves, or did last.
     keeper: Option<usize>,
     /// The generation that it named them in.
@@ -41,7 +47,18 @@ struct Marks {
 
 impl Custody {
     fn complete(&self) -> usize {
-        (0..2).filter(|h| self.named[*h] && !self.lost[*h]).count()
+        (0..2).filter(|h| self.is_complete(*h)).count()
+    }
+
+    /// Whether the copy has everything that was acknowledged.
+    pub fn is_complete(&self, h: usize) -> bool {
+        self.named[h] && !self.lost[h]
+    }
+
+    /// The copy counts no more; only while another is complete.
+    pub fn forget(&mut self, h: usize) {
+        self.absent[h] = true;
+        self.named[h] = false;
     }
 
     /// Who serves, or did last.
@@ -58,7 +75,7 @@ impl Custody {
 impl Cluster {
     pub fn status(&self, h: usize) -> Option<MirrorStatus> {
         let process = self.hosts[h].process.as_ref()?;
-        Some(process.node.status(self.now))
+        Some(process.node.status(self.hosts[h].now(self.now)))
     }
 
     pub fn serving(&self, h: usize) -> bool {
@@ -78,11 +95,13 @@ impl Cluster {
         self.check_one_right();
         for h in [0, 1] {
             self.check_stall(h);
-            if self.serving(h)
-                && let Err(problem) = self.check_serving(h)
-            {
-                self.fail(format!("{}: {problem}", NAMES[h]));
+            if self.serving(h) {
+                self.check_writer(h);
+                if let Err(problem) = self.check_serving(h) {
+                    self.fail(format!("{}: {problem}", NAMES[h]));
+                }
             }
+            self.check_clone(h);
         }
         self.check_records();
         if self.custody.watches.is_multiple_of(8) {
@@ -109,10 +128,13 @@ impl Cluster {
             return;
         };
         // The disk says what counts; what the node says may not be durable yet.
-        let Some(named) = self.named_by(h) else {
+        let Some(recorded) = self.named_by(h) else {
             return;
         };
+        self.meet_new_copies();
+        let named = [0, 1].map(|at| recorded[at] && !self.custody.absent[at]);
         let before = self.custody.named;
+        self.leave_behind(before, named);
         self.custody.named = named;
         if serving.is_some() {
             self.custody.lost[h] = false;
@@ -141,6 +163,47 @@ impl Cluster {
         }
     }
 
+    /// A new disk counts when it has become a copy.
+    fn meet_new_copies(&mut self) {
+        for h in 0..2 {
+            if self.custody.absent[h]
+                && self.hosts[h].fitness == Fitness::Fit
+                && self
+                    .status(h)
+                    .is_some_and(|status| status.disk == DiskState::UpToDate)
+            {
+                self.custody.absent[h] = false;
+            }
+        }
+    }
+
+    /// A replica that is no holder any more and calls itself UpToDate contains every write that was
+    /// acknowledged while it was one.
+    fn leave_behind(&mut self, before: [bool; 2], named: [bool; 2]) {
+        for h in 0..2 {
+            let left = before[h] && !named[h] && !self.custody.lost[h];
+            let claims = self
+                .status(h)
+                .is_some_and(|status| status.disk == DiskState::UpToDate);
+            if left
+                && claims
+                && self.hosts[h].fitness == Fitness::Fit
+                && let Err(problem) = self.check_image(h)
+            {
+                self.fail(format!("{} is left behind UpToDate: {problem}", NAMES[h]));
+            }
+        }
+    }
+
+    /// Every sector of the replica holds a value that a guest may read now.
+    fn check_image(&mut self, h: usize) -> Result<(), String> {
+        for sector in self.checker.touched() {
+            let value = self.hosts[h].disk.view(sector);
+            self.checker.present_allowed(sector, value)?;
+        }
+        Ok(())
+    }
+
     /// The machine is about to lose power. Call [`Cluster::power_was_lost`] after it did.
     pub fn power_was_lost(&mut self, h: usize) {
         let before = self.custody.complete();
@@ -162,6 +225,10 @@ impl Cluster {
         if self.operator.forced {
             return Ok(());
         }
+        // R12: one whose flush failed does not go on, whatever the next flush says.
+        if self.hosts[h].fitness != Fitness::Fit {
+            return Err("serves from a disk that failed or is another's".to_owned());
+        }
         if status.disk != DiskState::UpToDate {
             return Err(format!("serves, and its disk is {}", status.disk));
         }
@@ -172,6 +239,42 @@ impl Cluster {
             return Err("serves, and is no holder".to_owned());
         }
         Ok(())
+    }
+
+    /// Who begins to serve has everything, in a generation of its own (design.md R3).
+    pub fn check_beginning(&mut self, h: usize) -> Result<(), String> {
+        let Some(status) = self.status(h) else {
+            return Ok(());
+        };
+        if let Some(other) = self.custody.writers.insert(status.generation.clone(), h) {
+            let (generation, other) = (status.generation, NAMES[other]);
+            return Err(format!(
+                "serves in generation {generation}, in which {other} served before"
+            ));
+        }
+        if self.operator.forced {
+            return Ok(());
+        }
+        self.check_image(h)
+            .map_err(|problem| format!("begins to serve: {problem}"))
+    }
+
+    /// One writer per generation.
+    fn check_writer(&mut self, h: usize) {
+        if let Some(status) = self.status(h) {
+            let writer = *self
+                .custody
+                .writers
+                .entry(status.generation.clone())
+                .or_insert(h);
+            if writer != h {
+                let (generation, other) = (status.generation, NAMES[writer]);
+                self.fail(format!(
+                    "{} and {other} both served in generation {generation}",
+                    NAMES[h]
+                ));
+            }
+        }
     }
 
     /// R1: what a flush or FUA write was acknowledged for is durable on every holder.
@@ -197,6 +300,10 @@ impl Cluster {
 
     /// Everything that was acknowledged is durable on this disk, flushed or not.
     pub fn check_present_on(&mut self, h: usize) -> Result<(), String> {
+        // As below.
+        if self.hosts[h].disk.honesty() == Honesty::Lying {
+            return Ok(());
+        }
         for sector in self.checker.touched() {
             let value = self.hosts[h].disk.durable(sector);
             self.checker
@@ -207,6 +314,10 @@ impl Cluster {
     }
 
     fn check_durable_on(&mut self, h: usize, ranges: &[(u64, u64)]) -> Result<(), String> {
+        // A liar's word counts until its next power loss, and nobody can look behind it.
+        if self.hosts[h].disk.honesty() == Honesty::Lying {
+            return Ok(());
+        }
         for (start, count) in ranges {
             for sector in *start..start + count {
                 let value = self.hosts[h].disk.durable(sector);
@@ -221,7 +332,8 @@ impl Cluster {
     /// R6: blocks that differ are covered by the durable marks of either side.
     pub fn check_covered(&mut self) {
         let changes = self.changes();
-        if changes == self.custody.covered_at {
+        let fit = self.hosts.iter().all(|host| host.fitness == Fitness::Fit);
+        if changes == self.custody.covered_at || !fit {
             return;
         }
         self.custody.covered_at = changes;
@@ -264,6 +376,7 @@ impl Cluster {
     pub fn quiet(&self) -> bool {
         let idle = |h: usize| {
             self.hosts[h].process.is_some()
+                && self.hosts[h].missed.is_empty()
                 && self.hosts[h].disk.in_flight() == 0
                 && self.client.pending_at(h) == 0
         };
@@ -306,7 +419,9 @@ impl Cluster {
     fn check_one_right(&mut self) {
         let alone = |h: usize| {
             self.status(h).is_some_and(|status| {
-                status.arbitration == Arbitration::Arbitrated && status.holders == [NAMES[h]]
+                status.arbitration == Arbitration::Arbitrated
+                    && status.holders == [NAMES[h]]
+                    && status.disk == DiskState::UpToDate
             })
         };
         if !self.operator.forced && alone(0) && alone(1) {
@@ -314,8 +429,24 @@ impl Cluster {
         }
     }
 
+    /// R8: two images with one replica id are not let together.
+    fn check_clone(&mut self, h: usize) {
+        let joined = self.hosts[h].fitness == Fitness::Clone
+            && self
+                .status(h)
+                .is_some_and(|status| status.link == LinkState::Connected);
+        if joined {
+            self.fail(format!("{} is a clone, and Connected", NAMES[h]));
+        }
+    }
+
     /// R11: a silent peer holds a guest no longer than the stall timeout.
     fn check_stall(&mut self, h: usize) {
+        let excused = self.hosts[0].excused_until.max(self.hosts[1].excused_until);
+        let allowed = self.options.stall_timeout * 2 + self.slack();
+        if excused > Time(0) && self.now < excused.after(allowed) {
+            return;
+        }
         if let Some(since) = self.client.oldest(h) {
             let spent = self.now.since(since);
             let allowed = self.options.stall_timeout * 2 + self.options.lease * 2 + self.slack();

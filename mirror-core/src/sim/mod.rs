@@ -3,8 +3,10 @@
 //!
 //! The code under test is exactly the shipping core: [`crate::node::Node`] behind its boundary,
 //! driven as the daemon drives it. Each part of the world documents the faults it can have: disks
-//! in `disk.rs`, the link in `network.rs`, the arbiter in `arbiter.rs`, machines and daemons in
-//! `faults.rs`. What is right is decided by two parts that know nothing of a node's insides: `checker.rs` (what a guest may see)
+//! in `disk.rs` and `disk_faults.rs`, the link in `network.rs`, the arbiter in `arbiter.rs`, machines
+//! and daemons in `faults.rs` and `host_faults.rs`, clocks in `clock.rs`; `ambush.rs` strikes where
+//! it hurts. What is right is decided by parts that know nothing of a node's insides: `checker.rs`
+//! (what a guest may see), `invariants.rs` and `records.rs`
 //! and `invariants.rs` (what must hold across the two disks).
 //!
 //! What is done to the cluster passes one point (`stimulus.rs`), so that a run can be recorded, run
@@ -16,13 +18,17 @@ mod arbiter;
 mod buffers;
 pub mod checker;
 mod client;
+mod clock;
 mod cluster;
 mod differences;
 mod disk;
+mod disk_faults;
 mod driver;
 pub mod exhaustive;
+mod fault_kind;
 mod faults;
 mod host;
+mod host_faults;
 mod invariants;
 mod network;
 mod operator;
@@ -36,7 +42,8 @@ mod stimulus;
 mod text;
 mod trace;
 
-pub use options::{Arbitration, Beginning, Options, Scenario};
+pub use fault_kind::{FaultKind, Faults};
+pub use options::{Arbitration, Beginning, Options, Pace, Scenario};
 pub use recording::{Recording, ScriptError};
 pub use shrink::{Shrunk, shrink};
 
@@ -104,56 +111,6 @@ impl Stats {
 
     fn minutes(&self) -> f64 {
         (self.virtual_time.as_secs_f64() / 60.0).max(f64::MIN_POSITIVE)
-    }
-}
-
-/// Declares the counts of faults with a list of them, so that none is left out of a sum.
-macro_rules! faults {
-    ($(#[$about:meta])* pub struct Faults { $($(#[$doc:meta])* pub $name:ident: u64,)* }) => {
-        $(#[$about])*
-        pub struct Faults {
-            $($(#[$doc])* pub $name: u64,)*
-        }
-
-        impl Faults {
-            /// Each kind with its count.
-            pub fn list(&self) -> Vec<(&'static str, u64)> {
-                vec![$((stringify!($name), self.$name)),*]
-            }
-
-            /// Counts the faults of another run, too.
-            pub fn add(&mut self, other: &Faults) {
-                $(self.$name += other.$name;)*
-            }
-        }
-    };
-}
-
-faults! {
-/// Faults by kind.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
-pub struct Faults {
-    /// Daemons killed.
-    pub process_crashes: u64,
-    /// Machines that lost power.
-    pub power_losses: u64,
-    /// Links cut.
-    pub cuts: u64,
-    /// Links silenced.
-    pub stalls: u64,
-    /// Disks slowed down.
-    pub slow: u64,
-    /// Disks that held what was written.
-    pub stuck: u64,
-    /// Faults of the arbiter, or of a way to it.
-    pub arbiter: u64,
-}
-}
-
-impl Faults {
-    /// All of them.
-    pub fn total(&self) -> u64 {
-        self.list().iter().map(|(_, count)| count).sum()
     }
 }
 
@@ -365,7 +322,7 @@ impl fmt::Display for Stats {
             self.faults_per_minute()
         )?;
         for (kind, count) in self.faults.list() {
-            write!(f, " {} {count}", kind.replace('_', "-"))?;
+            write!(f, " {} {count}", kind.replace(' ', "-"))?;
         }
         write!(
             f,
@@ -436,12 +393,14 @@ mod tests {
             requests: 200,
             ..Stats::default()
         };
-        stats.faults.cuts = 2;
+        stats.faults.count(FaultKind::Cut);
+        stats.faults.count(FaultKind::Cut);
         assert!(stats.is_dense());
         stats.requests = 199;
         assert!(!stats.is_dense());
         stats.requests = 200;
-        stats.faults.cuts = 1;
+        stats.faults = Faults::default();
+        stats.faults.count(FaultKind::Cut);
         assert!(!stats.is_dense());
     }
 }

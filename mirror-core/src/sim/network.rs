@@ -6,7 +6,9 @@
 //! direction holds its bytes and reports nothing, until it is lifted or the connection dies. A
 //! process crash closes the connection in order; a power loss closes it for the other side late
 //! or not at all. Frames of a connection that an end replaced by a newer one may still be
-//! delivered to it under the old number.
+//! delivered to it under the old number. A cut may be **half-open** (one end is never told: it
+//! stands there until it notices the silence) or **in mid-frame** (an end hears a part of a frame,
+//! which is never completed). A frame may be **damaged** on the way, and **garbage** may come in.
 
 use super::buffers::Stamps;
 use super::options::Chance;
@@ -22,6 +24,28 @@ const MILLISECOND: u64 = 1_000_000;
 pub(super) struct Frame {
     pub header: [u8; HEADER_LEN],
     pub body: WireBody,
+    pub condition: Condition,
+}
+
+/// What became of a frame on the way; for the judge, not for who receives it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Condition {
+    Sound,
+    /// A bit is flipped.
+    Damaged,
+    /// The peer never sent it.
+    Garbage,
+}
+
+/// How a cut ends a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Break {
+    /// Between two frames; each end is told in its own time.
+    Clean,
+    /// This end is never told.
+    HalfOpen { unaware: usize },
+    /// Within a frame to this end.
+    MidFrame { to: usize },
 }
 
 /// The payload of a frame on the wire.
@@ -54,11 +78,14 @@ pub(super) enum NetworkEvent {
 pub(super) enum Heard {
     Up(ConnectionId),
     Down(ConnectionId),
+    /// A part of a frame.
+    Part(ConnectionId),
     Frame(ConnectionId, Frame),
 }
 
 enum Item {
     Frame(Frame),
+    Part,
     End,
 }
 
@@ -97,6 +124,8 @@ pub(super) struct Network {
     wishes: [Wish; 2],
     cuts: u32,
     stalled: [bool; 2],
+    /// Which bit of the next frame to an end flips.
+    damage: [Option<u32>; 2],
     attempt_scheduled: bool,
     connections: Vec<Connection>,
     rng: fastrand::Rng,
@@ -111,6 +140,7 @@ impl Network {
             wishes: [Wish::default(); 2],
             cuts: 0,
             stalled: [false; 2],
+            damage: [None; 2],
             attempt_scheduled: false,
             connections: Vec::new(),
             rng,
@@ -179,7 +209,7 @@ impl Network {
     }
 
     /// Breaks the connection, and lets none be made for `outage` nanoseconds.
-    pub fn cut(&mut self, outage: u64, later: &mut Later) {
+    pub fn cut(&mut self, outage: u64, how: Break, later: &mut Later) {
         self.cuts += 1;
         later.push((outage, NetworkEvent::Repair));
         for index in self.live() {
@@ -191,6 +221,20 @@ impl Network {
                     Chance::Fixed => 0,
                 };
                 pipe.truncate(kept);
+                if how == (Break::MidFrame { to: side }) {
+                    let at = pipe.back().map_or(Time(0), |(at, _)| *at);
+                    pipe.push_back((at, Item::Part));
+                    later.push((
+                        0,
+                        NetworkEvent::Deliver {
+                            connection: index,
+                            side,
+                        },
+                    ));
+                }
+                if how == (Break::HalfOpen { unaware: side }) {
+                    continue;
+                }
                 let heard = match self.rng.u8(0..4) {
                     _ if self.chance == Chance::Fixed => 0,
                     0 => 0,
@@ -217,9 +261,58 @@ impl Network {
         }
     }
 
+    /// Flips a bit of the next frame to `side`.
+    pub fn damage(&mut self, side: usize, bit: u32) {
+        self.damage[side] = Some(bit);
+    }
+
+    /// Slips a frame into the connection that stands. Returns whether there is one.
+    pub fn inject(&mut self, now: Time, side: usize, frame: Frame, later: &mut Later) -> bool {
+        let Some(index) = self.newest(side) else {
+            return false;
+        };
+        let stands = self.connections[index].ends == [End::Up; 2];
+        if stands && !self.connections[index].broken {
+            let delay = self.delay();
+            self.push(now, index, side, delay, Item::Frame(frame), later);
+        }
+        stands
+    }
+
+    /// The connection is of no use to the driver of `host`, which closes it.
+    pub fn refuse(&mut self, now: Time, host: usize, id: ConnectionId, later: &mut Later) {
+        if let Some(index) = self.index(host, id) {
+            later.push((
+                0,
+                NetworkEvent::Down {
+                    connection: index,
+                    side: host,
+                },
+            ));
+            if !self.connections[index].broken {
+                let delay = self.delay();
+                self.push(now, index, 1 - host, delay, Item::End, later);
+            }
+        }
+    }
+
+    /// Whether this is the newest connection of the host, and it has not closed it.
+    pub fn is_in_use(&self, host: usize, id: ConnectionId) -> bool {
+        let index = self.index(host, id);
+        index.is_some()
+            && index == self.newest(host)
+            && index.is_some_and(|index| self.connections[index].ends[host] == End::Up)
+    }
+
+    fn newest(&self, side: usize) -> Option<usize> {
+        let told = |index: &usize| self.connections[*index].ends[side] != End::Untold;
+        (0..self.connections.len()).rev().take(8).find(told)
+    }
+
     /// Lifts every fault.
     pub fn heal(&mut self, later: &mut Later) {
         self.cuts = 0;
+        self.damage = [None; 2];
         for from in 0..2 {
             self.unstall(from, later);
         }
@@ -330,7 +423,13 @@ impl Network {
             return None;
         }
         match entry.pipes[side].pop_front()?.1 {
-            Item::Frame(frame) => Some((side, Heard::Frame(id(connection, side), frame))),
+            Item::Frame(mut frame) => {
+                if let Some(bit) = self.damage[side].take() {
+                    flip(&mut frame, bit);
+                }
+                Some((side, Heard::Frame(id(connection, side), frame)))
+            }
+            Item::Part => Some((side, Heard::Part(id(connection, side)))),
             Item::End => {
                 entry.ends[side] = End::Gone;
                 entry.pipes[side].clear();
@@ -434,6 +533,25 @@ impl Network {
     fn index(&self, host: usize, id: ConnectionId) -> Option<usize> {
         let index = (id.0 / 2).checked_sub(1)? as usize;
         (id.0 as usize % 2 == host && index < self.connections.len()).then_some(index)
+    }
+}
+
+/// Flips a bit of a frame, in its payload if it has one and the bit is beyond the header.
+fn flip(frame: &mut Frame, bit: u32) {
+    frame.condition = Condition::Damaged;
+    let bit = bit as usize;
+    match &mut frame.body {
+        WireBody::Data(stamps) if bit >= HEADER_LEN * 8 => {
+            let mut damaged = stamps.to_vec();
+            let at = bit / 64 % damaged.len();
+            damaged[at] ^= 1 << (bit % 64);
+            *stamps = damaged.into();
+        }
+        WireBody::Control(bytes) if bit >= HEADER_LEN * 8 && !bytes.is_empty() => {
+            let at = bit / 8 % bytes.len();
+            bytes[at] ^= 1 << (bit % 8);
+        }
+        _ => frame.header[bit / 8 % HEADER_LEN] ^= 1 << (bit % 8),
     }
 }
 

@@ -3,7 +3,7 @@
 //! never promotes two.
 
 use super::cluster::{Cluster, Event, Phase};
-use super::host::NAMES;
+use super::host::{Fitness, NAMES};
 use super::options::{Beginning, Scenario};
 use super::split_brain::SplitBrain;
 use super::stimulus::Stimulus;
@@ -93,9 +93,9 @@ impl Cluster {
         }
     }
 
-    /// Gives a command.
+    /// Gives a command. A daemon that stands still takes none.
     pub fn command(&mut self, h: usize, what: Command) {
-        if self.hosts[h].process.is_none() {
+        if self.hosts[h].process.is_none() || self.is_paused(h) {
             return;
         }
         self.operator.next_command += 1;
@@ -216,18 +216,24 @@ impl Cluster {
                 self.order(1 - s, PRIMARY);
             }
             (4, _) => self.order(h, Command::Disconnect),
-            (5, Some(s)) if self.connected(s) && self.options.store_size < 1 << 30 => {
-                self.order(1 - s, Command::Invalidate);
+            (5, Some(s)) if self.options.store_size < 1 << 30 => {
+                // At any time, and sometimes of the one copy that serves: the nodes must know.
+                let which = if self.operator.rng.u8(0..4) == 0 {
+                    s
+                } else {
+                    1 - s
+                };
+                self.order(which, Command::Invalidate);
             }
             (6, _) => self.order(h, Command::PauseResync),
             (7, _) => self.order(h, Command::ResumeResync),
             (8, _) => self.order(h, Command::Down),
-            (9, _) => self.order(
-                h,
-                Command::Connect {
-                    discard_my_data: false,
-                },
-            ),
+            (9, _) => {
+                // There is nothing to discard where nothing diverged.
+                let discard_my_data = self.operator.rng.bool();
+                self.order(h, Command::Connect { discard_my_data });
+            }
+            (13, _) => self.command_both(h),
             // Both are asked at once: at most one may win.
             (10, None) if self.both_connected() && !self.operator.promoting() => {
                 self.order(h, PRIMARY);
@@ -239,7 +245,8 @@ impl Cluster {
             }
             (11, None) => {
                 // Freshly started and alone: the node itself must know whether it may.
-                let fresh = self.hosts[h].process.as_ref().is_some_and(|p| p.fresh);
+                let fresh = self.hosts[h].process.as_ref().is_some_and(|p| p.fresh)
+                    && self.hosts[h].fitness == Fitness::Fit;
                 if fresh && self.hosts[1 - h].process.is_none() {
                     self.order(h, PRIMARY);
                 }
@@ -256,6 +263,22 @@ impl Cluster {
             }
             _ => {}
         }
+    }
+
+    /// The same thing is asked of both at once.
+    fn command_both(&mut self, first: usize) {
+        let small = self.options.store_size < 1 << 30;
+        let what = match self.operator.rng.u8(0..5) {
+            0 => Command::Disconnect,
+            1 => Command::Down,
+            2 => Command::Secondary,
+            3 if small => Command::Invalidate,
+            _ => Command::Connect {
+                discard_my_data: true,
+            },
+        };
+        self.order(first, what);
+        self.order(1 - first, what);
     }
 
     pub fn connected(&self, h: usize) -> bool {
@@ -275,6 +298,7 @@ impl Cluster {
     /// What a caring operator does now and then: connect what stands alone, promote somebody.
     fn care(&mut self, percent: u32) {
         for h in 0..2 {
+            self.care_for_disk(h, percent);
             let alone = self
                 .status(h)
                 .is_some_and(|s| s.link == LinkState::StandAlone);
@@ -293,6 +317,23 @@ impl Cluster {
         }
     }
 
+    /// Takes a disk down that failed or is another's, to replace it or to try it again.
+    fn care_for_disk(&mut self, h: usize, percent: u32) {
+        let Some(status) = self.status(h) else {
+            return;
+        };
+        let failed = status.disk == DiskState::Failed;
+        let cloned = self.hosts[h].fitness == Fitness::Clone;
+        let acts = self.operator.rng.u32(0..400) < percent;
+        if (failed || cloned) && acts && !self.operator.busy(h) {
+            let replaces = cloned || (self.operator.rng.bool() && self.may_be_replaced(h));
+            if replaces {
+                self.condemn(h);
+            }
+            self.order(h, Command::Down);
+        }
+    }
+
     /// Promotes a node that may be, if there is one.
     pub fn promote_somebody(&mut self) {
         self.sample_custody();
@@ -304,6 +345,9 @@ impl Cluster {
             let Some(status) = self.status(h) else {
                 continue;
             };
+            if self.is_paused(h) {
+                continue;
+            }
             let peer_is_primary = self.status(1 - h).is_some_and(|s| s.role == Role::Primary);
             let with_peer = status.link == LinkState::Connected;
             let alone = self.options.is_arbitrated() || self.custody.may_go_alone(h);

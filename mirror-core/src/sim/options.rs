@@ -2,6 +2,7 @@
 
 use super::arbiter::ARBITER;
 use super::disk::{Blank, Operation};
+use super::fault_kind::FaultKind;
 use super::text::Text;
 use crate::meta::Layout;
 use crate::node::MetadataPlace;
@@ -79,6 +80,17 @@ impl DiskBias {
     }
 }
 
+/// How the guest asks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Pace {
+    /// Some requests, a short pause.
+    Steady,
+    /// One at a time with long pauses, so that nothing but its own answer moves a node on.
+    Single,
+    /// As many as it may at once, and a long pause.
+    Bursts,
+}
+
 /// Declares the options with a list of them, so that each is printed, read and set by its name.
 macro_rules! options {
     ($(#[$about:meta])* pub struct Options { $(pub $name:ident: $type:ty,)* }) => {
@@ -128,6 +140,8 @@ pub struct Options {
     pub requests: u64,
     pub depth: usize,
     pub think: Duration,
+    pub pace: Pace,
+    pub small_requests: bool,
     pub hot_ranges: u64,
     pub read_percent: u32,
     pub zero_percent: u32,
@@ -138,6 +152,8 @@ pub struct Options {
     pub operator_gap: Duration,
     pub ambushes: bool,
     pub sweep: bool,
+    pub rare_faults: Vec<FaultKind>,
+    pub drift: [i32; 2],
 }
 }
 
@@ -158,7 +174,16 @@ impl Options {
             _ => (1 << 20) + (rng.u64(20..2000) << 12) + (rng.u64(0..8) << 9),
         };
         let storm = Duration::from_millis(rng.u64(4_000..40_000));
-        let requests = rng.u64(300..3000);
+        let pace = match rng.u8(0..8) {
+            0 | 1 => Pace::Single,
+            2 => Pace::Bursts,
+            _ => Pace::Steady,
+        };
+        let (storm, requests) = match pace {
+            // 200 requests a minute, and time for as many as matter.
+            Pace::Single => (storm * 3, storm.as_millis() as u64 / 100),
+            _ => (storm, rng.u64(300..3000)),
+        };
         let pick = |rng: &mut fastrand::Rng, list: &[u64]| list[rng.usize(0..list.len())];
         let stall_timeout = Duration::from_millis(pick(&mut rng, &[300, 1000, 2000]));
         let mut disk_latency = Duration::from_micros(pick(&mut rng, &[30, 200, 2000, 10_000]));
@@ -207,7 +232,13 @@ impl Options {
             initiator: rng.usize(0..2),
             first_primary: rng.usize(0..2),
             requests,
-            depth: pick(&mut rng, &[1, 4, 16, 32]) as usize,
+            depth: match pace {
+                Pace::Single => 1,
+                Pace::Bursts => 32,
+                Pace::Steady => pick(&mut rng, &[1, 4, 16, 32]) as usize,
+            },
+            pace,
+            small_requests: rng.u8(0..6) == 0,
             think: storm / requests as u32,
             hot_ranges: pick(&mut rng, &[1, 3, 10, 1000]),
             read_percent: rng.u32(10..60),
@@ -220,6 +251,11 @@ impl Options {
             operator_gap: Duration::from_millis(pick(&mut rng, &[300, 1000, 5000])),
             ambushes: rng.u8(0..3) > 0,
             sweep: wide && rng.bool(),
+            rare_faults: rare_faults(&mut rng, arbitration),
+            drift: match rng.u8(0..6) {
+                0 => [rng.i32(-20_000..20_000), rng.i32(-20_000..20_000)],
+                _ => [0; 2],
+            },
         }
     }
 
@@ -326,6 +362,10 @@ impl Options {
             operator_gap: Duration::ZERO,
             ambushes: false,
             sweep: false,
+            pace: Pace::Steady,
+            small_requests: false,
+            rare_faults: Vec::new(),
+            drift: [0; 2],
         }
     }
 
@@ -341,6 +381,16 @@ impl Options {
         Layout::new(self.store_size, self.metadata)
             .unwrap_or_else(|error| unreachable!("store sizes are within bounds: {error}"))
     }
+}
+
+/// Most seeds have few kinds of rare faults, so that each of them comes often.
+fn rare_faults(rng: &mut fastrand::Rng, arbitration: Arbitration) -> Vec<FaultKind> {
+    let count = [0, 0, 1, 1, 2, 3, 6][rng.usize(0..7)];
+    let known = |kind: &FaultKind| {
+        arbitration == Arbitration::Unarbitrated || kind.is_known_to_the_arbiter()
+    };
+    let kinds = FaultKind::RARE.iter().copied().filter(known);
+    rng.choose_multiple(kinds, count)
 }
 
 impl fmt::Display for Options {

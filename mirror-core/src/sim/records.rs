@@ -4,7 +4,7 @@
 //! What a node says of itself runs ahead of its disk or behind it; what a crash leaves is the disk.
 
 use super::cluster::Cluster;
-use super::host::NAMES;
+use super::host::{Fitness, NAMES};
 use crate::control::Direction;
 use crate::meta::META_BLOCK;
 use crate::meta::superblock::{Superblock, Trust};
@@ -44,7 +44,9 @@ impl Cluster {
 
     /// What may not stand on the two disks at any instant, whichever slot a crash leaves.
     pub fn check_records(&mut self) {
-        if self.operator.forced || self.violation.is_some() {
+        // A disk that is another's, or nobody's any more, says nothing that counts.
+        let fit = self.hosts.iter().all(|host| host.fitness == Fitness::Fit);
+        if self.operator.forced || self.violation.is_some() || !fit {
             return;
         }
         // With an arbiter a replica may claim what a widening that came to nothing would have given

@@ -5,6 +5,7 @@
 use super::client::Ask;
 use super::cluster::Cluster;
 use super::host::NAMES;
+use super::network::Break;
 use crate::node::boundary::{Command, PrimaryMode};
 use crate::types::{LinkState, Role, Time};
 
@@ -67,7 +68,8 @@ impl Cluster {
         self.client.blind = true;
         // The guest's history so far was checked; the budget for what follows is extra.
         self.options.requests = self.client.asked() + 400;
-        self.network.cut(20 * SECOND, &mut self.later);
+        self.network
+            .cut(100 * SECOND, Break::Clean, &mut self.later);
         self.flush_network();
         self.operator.split = SplitBrain::Force {
             other: 1 - serving,
@@ -79,7 +81,7 @@ impl Cluster {
         if self.serving(other) && self.serving(1 - other) {
             self.operator.split = SplitBrain::Diverge {
                 acknowledged: self.client.acknowledged,
-                until: Time(self.now.0 + 15 * SECOND),
+                until: Time(self.now.0 + 60 * SECOND),
             };
         } else if self.now > until {
             self.fail(format!("{} cannot be promoted by force", NAMES[other]));

@@ -7,8 +7,10 @@
 
 use super::client::Ask;
 use super::cluster::Cluster;
-use super::faults::Crash;
+use super::fault_kind::FaultKind;
+use super::faults::{Crash, SLOW_DISK};
 use super::host::NAMES;
+use super::network::Break;
 use super::text::{Text, among, number, one_of};
 use crate::node::boundary::{Command, PrimaryMode};
 use std::fmt;
@@ -31,6 +33,12 @@ pub(super) enum Stimulus {
     SlowDisk { host: usize, span: Duration },
     /// The disk of a host completes no write for `span`.
     StuckDisk { host: usize, span: Duration },
+    /// A rare fault of a host, its arguments drawn from `draw`.
+    Rare {
+        host: usize,
+        kind: FaultKind,
+        draw: u64,
+    },
     /// A host cannot reach the arbiter for `span`.
     PartArbiter { host: usize, span: Duration },
     /// The arbiter is slow for `span`.
@@ -83,10 +91,11 @@ impl Cluster {
         self.source.note(self.now, stimulus);
         match stimulus {
             Stimulus::Crash { host, kind, down } => self.crash(host, kind, down),
-            Stimulus::Cut { outage } => self.cut(outage),
+            Stimulus::Cut { outage } => self.cut(outage, Break::Clean),
             Stimulus::Silence { host, span } => self.silence(host, span),
-            Stimulus::SlowDisk { host, span } => self.slow_disk(host, span),
+            Stimulus::SlowDisk { host, span } => self.slow_disk(host, SLOW_DISK, span),
             Stimulus::StuckDisk { host, span } => self.stick_disk(host, span),
+            Stimulus::Rare { host, kind, draw } => self.rare_fault(host, kind, draw),
             Stimulus::PartArbiter { host, span } => self.part_arbiter(host, span),
             Stimulus::LagArbiter { span } => self.lag_arbiter(span),
             Stimulus::WipeArbiter => self.wipe_arbiter(),
@@ -117,6 +126,9 @@ impl fmt::Display for Stimulus {
             }
             Stimulus::StuckDisk { host, span } => {
                 write!(f, "{} has-stuck-disk for {}", NAMES[*host], span.to_text())
+            }
+            Stimulus::Rare { host, kind, draw } => {
+                write!(f, "{} suffers {} {draw}", NAMES[*host], kind.to_text())
             }
             Stimulus::PartArbiter { host, span } => {
                 write!(f, "{} has-no-arbiter for {}", NAMES[*host], span.to_text())
@@ -176,6 +188,11 @@ impl Stimulus {
                 host: parse_host(host)?,
                 what: among(COMMANDS, &what.join(" "))?,
             }),
+            [host, "suffers", kind, draw] => Ok(Stimulus::Rare {
+                host: parse_host(host)?,
+                kind: FaultKind::from_text(kind)?,
+                draw: number(draw)?,
+            }),
             [host, what, "for", span] if parse_host(host).is_ok() => {
                 let (host, span) = (parse_host(host)?, Duration::from_text(span)?);
                 match *what {
@@ -222,6 +239,7 @@ impl Stimulus {
             Stimulus::Guest(ask) => found.extend(ask.simpler().map(Stimulus::Guest)),
             Stimulus::WipeArbiter
             | Stimulus::RestartArbiter
+            | Stimulus::Rare { .. }
             | Stimulus::Command { .. }
             | Stimulus::Calm => {}
         }

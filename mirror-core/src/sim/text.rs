@@ -1,7 +1,8 @@
 //! Values as a script writes them: printed without loss, and read back with a reason when that
 //! fails.
 
-use super::options::{Arbitration, Beginning, Chance, DiskBias, Scenario};
+use super::fault_kind::FaultKind;
+use super::options::{Arbitration, Beginning, Chance, DiskBias, Pace, Scenario};
 use crate::node::MetadataPlace;
 use std::fmt::Display;
 use std::time::Duration;
@@ -98,6 +99,52 @@ macro_rules! words {
 words!(Scenario: Scenario::SaneOperator = "sane-operator", Scenario::InsaneOperator = "insane-operator");
 words!(Arbitration: Arbitration::Unarbitrated = "unarbitrated", Arbitration::Arbitrated = "arbitrated", Arbitration::Wiped = "wiped");
 words!(DiskBias: DiskBias::Even = "even", DiskBias::Writes = "writes", DiskBias::Flushes = "flushes", DiskBias::Metadata = "metadata");
+words!(Pace: Pace::Steady = "steady", Pace::Single = "single", Pace::Bursts = "bursts");
+
+impl Text for FaultKind {
+    fn to_text(&self) -> String {
+        self.name().replace(' ', "-")
+    }
+
+    fn from_text(text: &str) -> Result<FaultKind, String> {
+        let found = FaultKind::ALL.iter().find(|kind| kind.to_text() == text);
+        found
+            .copied()
+            .ok_or_else(|| format!("`{text}` is no kind of fault"))
+    }
+}
+
+impl Text for Vec<FaultKind> {
+    fn to_text(&self) -> String {
+        let names: Vec<String> = self.iter().map(FaultKind::to_text).collect();
+        if names.is_empty() {
+            "none".to_owned()
+        } else {
+            names.join(",")
+        }
+    }
+
+    fn from_text(text: &str) -> Result<Vec<FaultKind>, String> {
+        match text {
+            "none" => Ok(Vec::new()),
+            list => list.split(',').map(FaultKind::from_text).collect(),
+        }
+    }
+}
+
+impl Text for [i32; 2] {
+    fn to_text(&self) -> String {
+        format!("{},{}", self[0], self[1])
+    }
+
+    fn from_text(text: &str) -> Result<[i32; 2], String> {
+        let wrong = || format!("`{text}` is no pair of drifts like 150,-20 (millionths)");
+        let (a, b) = text.split_once(',').ok_or_else(wrong)?;
+        let drift = |word: &str| word.parse().ok().filter(|d| (-20_000..=20_000).contains(d));
+        Ok([drift(a).ok_or_else(wrong)?, drift(b).ok_or_else(wrong)?])
+    }
+}
+
 words!(Chance: Chance::Drawn = "drawn", Chance::Fixed = "fixed");
 words!(Beginning: Beginning::FullSync = "full-sync", Beginning::AssumeClean = "assume-clean");
 words!(MetadataPlace: MetadataPlace::Internal = "internal", MetadataPlace::External = "external");

@@ -104,3 +104,76 @@ fn differences_are_found_by_block() {
     assert_eq!(a.take_touched(), [0]);
     assert_eq!(a.take_touched(), []);
 }
+
+#[test]
+fn failed_flush_is_not_made_good_by_the_next() {
+    let (mut lost, mut kept) = (0, 0);
+    for seed in 0..100 {
+        let mut disk = disk(seed);
+        write(&mut disk, 1, 0, &[1], false);
+        disk.submit(2, Operation::Flush).unwrap();
+        assert_eq!(disk.access(2), Some(Access::Flush));
+        disk.fail(2);
+        assert_eq!(disk.view(0), 1);
+        disk.submit(3, Operation::Flush).unwrap();
+        disk.complete(3).unwrap();
+        match disk.durable(0) {
+            0 => lost += 1,
+            _ => kept += 1,
+        }
+    }
+    assert!(lost > 20 && kept > 20, "{lost} {kept}");
+}
+
+#[test]
+fn failed_write_is_indeterminate() {
+    let (mut landed, mut not) = (0, 0);
+    for seed in 0..100 {
+        let mut disk = disk(seed);
+        let data = Fill::Stamps([7; 8].as_slice().into());
+        let (start, fua) = (0, true);
+        disk.submit(1, Operation::Write { start, data, fua })
+            .unwrap();
+        disk.fail(1);
+        assert_eq!(disk.in_flight(), 0);
+        match disk.view(0) {
+            0 => not += 1,
+            _ => landed += 1,
+        }
+        assert_eq!(disk.durable(0), 0);
+    }
+    assert!(landed > 20 && not > 20, "{landed} {not}");
+}
+
+#[test]
+fn lie_shows_at_a_power_loss_and_ends_with_the_truth() {
+    let lies = |honest_in_the_end| {
+        let lose = |seed| {
+            let mut disk = disk(seed);
+            disk.set_honesty(Honesty::Lying);
+            write(&mut disk, 1, 0, &[1], true);
+            disk.submit(2, Operation::Flush).unwrap();
+            disk.complete(2).unwrap();
+            if honest_in_the_end {
+                disk.set_honesty(Honesty::Honest);
+            }
+            disk.lose_power();
+            disk.view(0) == 0
+        };
+        (0..50).filter(|seed| lose(*seed)).count()
+    };
+    assert!(lies(false) > 10);
+    assert_eq!(lies(true), 0);
+}
+
+#[test]
+fn copy_holds_what_is_read_and_is_durable() {
+    let mut original = disk(0);
+    write(&mut original, 1, 5, &[9], false);
+    original.write_metadata(4096, &[3; 4096]);
+    let mut copy = Disk::copy_of(&original, fastrand::Rng::with_seed(1));
+    copy.lose_power();
+    assert_eq!(copy.view(5), 9);
+    assert_eq!(copy.read_metadata(4096, 2), [3, 3]);
+    assert!(copy.differing_blocks(&original).is_empty());
+}

@@ -11,6 +11,7 @@ use crate::sim::cluster::{Cluster, Phase};
 use crate::sim::disk::Kept;
 use crate::sim::faults;
 use crate::sim::host::NAMES;
+use crate::sim::network::Break;
 use crate::types::{Generation, Time};
 use std::time::Duration;
 
@@ -226,7 +227,8 @@ impl Cluster {
     fn disconnect(&mut self) {
         if self.network.sound() {
             // Repaired long after the case is over, unless the case does it before.
-            self.network.cut(u64::from(u32::MAX) << 10, &mut self.later);
+            let outage = u64::from(u32::MAX) << 10;
+            self.network.cut(outage, Break::Clean, &mut self.later);
             self.flush_network();
         }
     }
