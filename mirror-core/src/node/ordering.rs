@@ -95,6 +95,14 @@ impl RangeLocks {
         self.grant_waiting(granted);
     }
 
+    /// Gives back everything that guests' writes hold or wait for.
+    pub(super) fn release_guests(&mut self, granted: &mut Vec<Claimant>) {
+        let of_guest = |claimant: Claimant| matches!(claimant, Claimant::Guest(_));
+        self.waiting.retain(|(_, waiting)| !of_guest(*waiting));
+        self.held.retain(|held| !of_guest(held.claimant));
+        self.grant_waiting(granted);
+    }
+
     fn grant_waiting(&mut self, granted: &mut Vec<Claimant>) {
         let mut at = 0;
         while at < self.waiting.len() {
@@ -209,6 +217,21 @@ mod tests {
         assert!(!locks.acquire(range(15, 30), chunk(3)));
         locks.withdraw(chunk(2), &mut granted);
         assert_eq!(granted, [chunk(3)]);
+    }
+
+    #[test]
+    fn guests_give_everything_back_at_once() {
+        let mut locks = RangeLocks::default();
+        let mut granted = Vec::new();
+        let guest = |n| Claimant::Guest(RequestKey::test(n));
+        assert!(locks.acquire(range(0, 10), guest(1)));
+        assert!(!locks.acquire(range(5, 15), guest(2)));
+        assert!(!locks.acquire(range(12, 20), chunk(1)));
+        assert!(!locks.acquire(range(18, 30), guest(3)));
+        locks.release_guests(&mut granted);
+        assert_eq!(granted, [chunk(1)]);
+        assert!(locks.acquire(range(0, 12), chunk(2)));
+        assert!(locks.acquire(range(20, 40), chunk(3)));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::ordering::{Claimant, Half, may_acknowledge};
 use super::records::Then;
 use super::request_table::{Guest, Kind, RequestKey, Stage};
 use crate::limits::{MAX_PAYLOAD, SECTOR, ZERO_PIECE};
-use crate::types::{ByteRange, Holders, Role};
+use crate::types::{ByteRange, DiskState, Holders, Role};
 use crate::wire::{FLAG_FUA, FLAG_MAY_UNMAP, FrameType, Header};
 
 impl Node {
@@ -499,8 +499,10 @@ impl Node {
     }
 
     /// Ends every request with an error, because the disk or the role is gone. Operations in
-    /// flight go on holding their buffers in the driver.
+    /// flight go on holding their buffers in the driver; what they leave on the disk is marked
+    /// dirty already, because no peer takes it.
     pub(super) fn abort_requests(&mut self, error: GuestError) {
+        self.give_back_claims();
         self.requests.log_queue.clear();
         self.requests.gate_queue.clear();
         self.requests.late_reads.clear();
@@ -513,6 +515,26 @@ impl Node {
             }
             self.finish(key, Err(error));
         }
+    }
+
+    /// Gives back the ranges and extents that requests hold or wait for.
+    fn give_back_claims(&mut self) {
+        for key in self.requests.keys() {
+            let Some(guest) = self.requests.find(key) else {
+                continue;
+            };
+            let writes = matches!(guest.kind, Kind::Write { .. } | Kind::Zero { .. });
+            if writes && matches!(guest.stage, Stage::AwaitingGate | Stage::InFlight { .. }) {
+                self.log.end(guest.piece);
+            }
+        }
+        let mut granted = std::mem::take(&mut self.requests.granted);
+        self.locks.release_guests(&mut granted);
+        if self.disk == DiskState::Failed {
+            // The resync ends with the link, a moment from now.
+            granted.clear();
+        }
+        self.follow_grants(granted);
     }
 
     /// Whether what this node said of itself is frozen.

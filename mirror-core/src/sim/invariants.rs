@@ -144,10 +144,9 @@ impl Cluster {
             if !named[other] {
                 self.custody.lost[other] = false;
             }
-            if named[other] && !before[other] && self.custody.watches > 0 {
-                if let Err(problem) = self.check_flushed_on(other) {
-                    self.fail(format!("{} became a holder: {problem}", NAMES[other]));
-                }
+            let joins = named[other] && !before[other] && self.custody.watches > 0;
+            if joins && let Err(problem) = self.check_flushed_on(other) {
+                self.fail(format!("{} became a holder: {problem}", NAMES[other]));
             }
         }
     }

@@ -85,6 +85,14 @@ impl Cluster {
         self.schedule(pause, Event::Operator);
     }
 
+    /// Decides that a disk is to be replaced when its daemon is down.
+    fn give_up_disk(&mut self, h: usize) {
+        match self.phase {
+            Phase::Storm => self.stimulate(Stimulus::GiveUpDisk { host: h }),
+            _ => self.condemn(h),
+        }
+    }
+
     /// Gives a command of the storm through the recording, one of healing directly.
     fn order(&mut self, h: usize, what: Command) {
         match self.phase {
@@ -258,7 +266,7 @@ impl Cluster {
                         .is_some_and(|s| s.disk == DiskState::Inconsistent)
                 };
                 if let Some(h) = (0..2).find(half) {
-                    self.command(h, Command::Primary(PrimaryMode::Ordinary));
+                    self.order(h, PRIMARY);
                 }
             }
             _ => {}
@@ -328,7 +336,7 @@ impl Cluster {
         if (failed || cloned) && acts && !self.operator.busy(h) {
             let replaces = cloned || (self.operator.rng.bool() && self.may_be_replaced(h));
             if replaces {
-                self.condemn(h);
+                self.give_up_disk(h);
             }
             self.order(h, Command::Down);
         }

@@ -47,6 +47,8 @@ pub(super) enum Stimulus {
     WipeArbiter,
     /// The arbiter restarts.
     RestartArbiter,
+    /// An operator decides that a disk is to be replaced when its daemon is down.
+    GiveUpDisk { host: usize },
     /// An operator's command.
     Command { host: usize, what: Command },
     /// A guest's request to whoever serves.
@@ -100,6 +102,7 @@ impl Cluster {
             Stimulus::LagArbiter { span } => self.lag_arbiter(span),
             Stimulus::WipeArbiter => self.wipe_arbiter(),
             Stimulus::RestartArbiter => self.restart_arbiter(),
+            Stimulus::GiveUpDisk { host } => self.condemn(host),
             Stimulus::Command { host, what } => {
                 self.sample_custody();
                 self.command(host, what);
@@ -136,6 +139,9 @@ impl fmt::Display for Stimulus {
             Stimulus::LagArbiter { span } => write!(f, "arbiter slow {}", span.to_text()),
             Stimulus::WipeArbiter => f.write_str("arbiter wiped"),
             Stimulus::RestartArbiter => f.write_str("arbiter restarts"),
+            Stimulus::GiveUpDisk { host } => {
+                write!(f, "operator {} replaces-disk", NAMES[*host])
+            }
             Stimulus::Command { host, what } => {
                 write!(f, "operator {} {}", NAMES[*host], one_of(COMMANDS, what))
             }
@@ -184,6 +190,9 @@ impl Stimulus {
             ["arbiter", "wiped"] => Ok(Stimulus::WipeArbiter),
             ["arbiter", "restarts"] => Ok(Stimulus::RestartArbiter),
             ["guest", ask @ ..] => parse_ask(ask).map(Stimulus::Guest),
+            ["operator", host, "replaces-disk"] => Ok(Stimulus::GiveUpDisk {
+                host: parse_host(host)?,
+            }),
             ["operator", host, what @ ..] => Ok(Stimulus::Command {
                 host: parse_host(host)?,
                 what: among(COMMANDS, &what.join(" "))?,
@@ -240,6 +249,7 @@ impl Stimulus {
             Stimulus::WipeArbiter
             | Stimulus::RestartArbiter
             | Stimulus::Rare { .. }
+            | Stimulus::GiveUpDisk { .. }
             | Stimulus::Command { .. }
             | Stimulus::Calm => {}
         }
