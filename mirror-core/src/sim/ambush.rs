@@ -5,7 +5,7 @@
 //! the last.
 
 use super::cluster::{Cluster, Event, Phase};
-use super::faults::{Crash, draw_down, draw_millis, draw_outage};
+use super::faults::{Crash, LONGEST_STUCK, draw_down, draw_millis, draw_outage};
 use super::split_brain::SplitBrain;
 use super::stimulus::Stimulus;
 use crate::wire::FrameType;
@@ -192,7 +192,7 @@ impl Cluster {
                 self.schedule(delay, Event::Ambush);
             }
             Blow::CutOverSlowWrites => {
-                let span = draw_millis(&mut self.ambush.rng, 500..4000);
+                let span = draw_millis(&mut self.ambush.rng, 500..LONGEST_STUCK.as_millis() as u64);
                 self.stimulate(Stimulus::StuckDisk { host: here, span });
                 let soon = self.ambush.rng.u64(0..=20) * MILLISECOND;
                 self.ambush.falling = Some((here, Blow::Cut));

@@ -24,6 +24,9 @@ const MILLISECOND: u64 = 1_000_000;
 /// The longest an operation takes now and then on a disk with spikes.
 pub(super) const DISK_SPIKE: Duration = Duration::from_millis(200);
 
+/// The longest that a disk holds what is written to it.
+pub(super) const LONGEST_STUCK: Duration = Duration::from_secs(4);
+
 /// How many times slower a slow disk is, and a very slow one.
 pub(super) const SLOW_DISK: u32 = 30;
 const VERY_SLOW_DISK: u32 = 100;
@@ -406,7 +409,13 @@ impl Cluster {
         let slowdown = slow.map(|host| host.slowness).max().unwrap_or(1);
         let bias = self.options.disk_bias.factor() as u32;
         let disk = (self.options.disk_latency * 100 * bias + spikes) * slowdown;
-        Duration::from_secs(2) + disk + self.options.network_delay * 100
+        let recently =
+            |until: Time| until > Time(0) && self.now < Time(until.0 + 5_000 * MILLISECOND);
+        let stuck = match self.hosts.iter().any(|host| recently(host.stuck_until)) {
+            true => LONGEST_STUCK,
+            false => Duration::ZERO,
+        };
+        Duration::from_secs(2) + disk + stuck + self.options.network_delay * 100
     }
 }
 
@@ -421,7 +430,11 @@ pub(super) fn draw_down(rng: &mut fastrand::Rng) -> Duration {
 
 /// A frame that is one by its form, and makes no sense.
 fn draw_garbage(rng: &mut fastrand::Rng) -> Frame {
-    let kind = FrameType::ALL[rng.usize(0..FrameType::ALL.len())];
+    let kind = match FrameType::ALL[rng.usize(0..FrameType::ALL.len())] {
+        // Nearly any bytes are a goodbye that makes sense.
+        FrameType::Goodbye => FrameType::Verdict,
+        kind => kind,
+    };
     let mut header = Header {
         offset: rng.u64(..),
         length: rng.u32(..),

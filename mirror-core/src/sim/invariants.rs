@@ -7,7 +7,7 @@ use crate::control::{Arbitration, MirrorStatus};
 use crate::limits::BLOCK;
 use crate::meta;
 use crate::meta::superblock::Superblock;
-use crate::types::{ByteRange, DiskState, Generation, LinkState, Role, Time};
+use crate::types::{ByteRange, DiskState, Generation, Holders, LinkState, Role, Time};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 
@@ -151,9 +151,28 @@ impl Cluster {
         }
     }
 
+    /// A promotion of this node was not answered: if its disk says that it is the sole holder, it is
+    /// in charge, whether or not it ever served.
+    pub fn look_up_keeper(&mut self, h: usize) {
+        let sole = self
+            .record(h)
+            .is_some_and(|record| record.holders == Holders::Sole);
+        if sole && !self.options.is_arbitrated() && !self.client.blind {
+            self.custody.keeper = Some(h);
+            self.custody.named = [h == 0, h == 1];
+            self.custody.lost[1 - h] = false;
+        }
+    }
+
     /// R2: who begins to serve was named a holder by whoever served last.
     pub fn check_right(&self, h: usize) -> Result<(), String> {
-        let named = self.custody.keeper.and_then(|last| self.named_by(last));
+        // With a widening pending the record decides nothing: the peer may be the better copy.
+        let decides = |last: &usize| {
+            let holders = self.record(*last).map(|record| record.holders);
+            holders != Some(Holders::Widening)
+        };
+        let keeper = self.custody.keeper.filter(decides);
+        let named = keeper.and_then(|last| self.named_by(last));
         match named {
             Some(named) if !named[h] && !self.operator.forced => {
                 Err("serves, and who served last named it no holder".to_owned())

@@ -152,6 +152,15 @@ impl Cluster {
 
     /// The machine is down: its commands are never answered.
     pub fn operator_lost(&mut self, h: usize) {
+        let promoted = self
+            .operator
+            .waiting
+            .values()
+            .any(|(host, what)| *host == h && matches!(what, Command::Primary(_)));
+        if promoted {
+            // Whether it took effect, he looks up before he promotes the other one.
+            self.look_up_keeper(h);
+        }
         self.operator.waiting.retain(|_, (host, _)| *host != h);
     }
 

@@ -86,8 +86,14 @@ fn what_was_superseded_is_not_current() {
     assert!(checker.present_allowed(0, stamp(1, 0)).is_err());
     assert!(checker.present_allowed(0, stamp(2, 0)).is_ok());
     checker.write_asked(3, 0, [stamp(3, 0)].into_iter());
-    assert!(checker.present_allowed(0, stamp(2, 0)).is_ok(), "not acknowledged");
-    assert!(checker.present_allowed(0, stamp(3, 0)).is_ok(), "perhaps landed");
+    assert!(
+        checker.present_allowed(0, stamp(2, 0)).is_ok(),
+        "not acknowledged"
+    );
+    assert!(
+        checker.present_allowed(0, stamp(3, 0)).is_ok(),
+        "perhaps landed"
+    );
 }
 
 #[test]
