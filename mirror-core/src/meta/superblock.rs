@@ -98,6 +98,10 @@ pub struct Superblock {
     pub ancestry: Vec<Generation>,
     /// The newest generation that both replicas shared; never dropped from the ancestry.
     pub last_common: Generation,
+    /// The generation that the arbiter's register names, as far as this replica knows. Planned
+    /// promotions leave the register behind; it is never dropped from the ancestry, because who asks
+    /// the arbiter must show that it descends from it (design.md R2).
+    pub registered: Generation,
     /// For the asynchronous mode.
     pub asynchronous: AsyncState,
 }
@@ -181,10 +185,11 @@ struct RawSuperblock {
     mirror_name: [u8; NAME_LEN],
     node: [u8; NAME_LEN],
     ancestry: [RawGeneration; MAX_ANCESTRY],
+    registered: RawGeneration,
     reserved: [u8; RESERVED_LEN],
 }
 
-const RESERVED_LEN: usize = META_BLOCK as usize - 428 - MAX_ANCESTRY * 24;
+const RESERVED_LEN: usize = META_BLOCK as usize - 428 - (MAX_ANCESTRY + 1) * 24;
 const _: () = assert!(size_of::<RawSuperblock>() == META_BLOCK as usize);
 const CRC_OFFSET: usize = offset_of!(RawSuperblock, crc);
 
@@ -231,6 +236,7 @@ impl Superblock {
             in_sync_boot: BootId::NONE,
             ancestry: Vec::new(),
             last_common: Generation::UNBORN,
+            registered: Generation::UNBORN,
             asynchronous: AsyncState::default(),
         }
     }
@@ -245,15 +251,14 @@ impl Superblock {
         self.used = false;
     }
 
-    /// Keeps the ancestry within its bound. What goes is the oldest generation other than the
-    /// last one that both replicas shared: without that one they would look unrelated.
+    /// Keeps the ancestry within its bound. What goes is the oldest generation but for two: without
+    /// the last one that both replicas shared they would look unrelated, and without the one in the
+    /// register this replica would look like a stranger to the arbiter.
     fn forget_oldest(&mut self) {
         while self.ancestry.len() > MAX_ANCESTRY {
-            let victim = match self.ancestry.last() {
-                Some(oldest) if *oldest == self.last_common => self.ancestry.len() - 2,
-                _ => self.ancestry.len() - 1,
-            };
-            self.ancestry.remove(victim);
+            let kept = [self.last_common, self.registered];
+            let oldest = self.ancestry.iter().rposition(|g| !kept.contains(g));
+            self.ancestry.remove(oldest.unwrap_or(MAX_ANCESTRY));
         }
     }
 
@@ -305,6 +310,7 @@ impl Superblock {
             mirror_name: name_field(&self.mirror_name),
             node: name_field(&self.node),
             ancestry: ancestry_field(&self.ancestry),
+            registered: self.registered.into(),
             reserved: [0; RESERVED_LEN],
         };
         raw.crc = checksum(raw.as_bytes(), CRC_OFFSET).into();
@@ -372,6 +378,7 @@ impl Superblock {
             in_sync_boot: BootId(raw.in_sync_boot.get()),
             ancestry,
             last_common: raw.last_common.into(),
+            registered: raw.registered.into(),
             asynchronous: AsyncState {
                 budget_bytes: raw.async_budget_bytes.get(),
                 budget_ms: raw.async_budget_ms.get(),
@@ -466,6 +473,7 @@ pub(crate) mod tests {
             in_sync_boot: BootId(9),
             ancestry: vec![generation(2), generation(1)],
             last_common: generation(2),
+            registered: generation(1),
             asynchronous: AsyncState {
                 budget_bytes: 1,
                 budget_ms: 2,
@@ -489,7 +497,7 @@ pub(crate) mod tests {
         assert_eq!(&bytes[16..24], [7, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(crc32fast::hash(&bytes), GOLDEN_CRC);
     }
-    const GOLDEN_CRC: u32 = 2_405_120_644;
+    const GOLDEN_CRC: u32 = 1_994_086_685;
 
     /// docs/format.md, "Superblock slot".
     #[test]
@@ -530,7 +538,8 @@ pub(crate) mod tests {
         assert_eq!(offset_of!(RawSuperblock, mirror_name), 300);
         assert_eq!(offset_of!(RawSuperblock, node), 364);
         assert_eq!(offset_of!(RawSuperblock, ancestry), 428);
-        assert_eq!(offset_of!(RawSuperblock, reserved), 1964);
+        assert_eq!(offset_of!(RawSuperblock, registered), 1964);
+        assert_eq!(offset_of!(RawSuperblock, reserved), 1988);
         assert_eq!(size_of::<RawSuperblock>(), 4096);
     }
 
@@ -630,6 +639,7 @@ pub(crate) mod tests {
         }
         assert_eq!(superblock.ancestry.len(), MAX_ANCESTRY);
         assert!(superblock.ancestry.contains(&superblock.last_common));
+        assert!(superblock.ancestry.contains(&superblock.registered));
         assert_eq!(superblock.ancestry[0].counter, 198);
     }
 

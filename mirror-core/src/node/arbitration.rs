@@ -455,9 +455,13 @@ impl Node {
             return;
         };
         match (outcome, proposal.holders) {
-            (Settled::Won, Holders::Both) => self.record.holders = Holders::Both,
+            (Settled::Won, Holders::Both) => {
+                self.record.registered = self.record.generation;
+                self.record.holders = Holders::Both;
+            }
             (Settled::Won, _) => {
                 self.record.begin_generation(proposal.generation);
+                self.record.registered = proposal.generation;
                 self.record.holders = Holders::Sole;
             }
             (Settled::Void, Holders::Both) => self.record.holders = Holders::Sole,

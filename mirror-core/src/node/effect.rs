@@ -22,6 +22,7 @@ impl Node {
         match kind {
             Kind::Shrink { .. } => {
                 self.record.begin_generation(generation);
+                self.record.registered = generation;
                 // A Primary shrinks because writes wait to be acknowledged in the new generation.
                 self.record.used = self.role == Role::Primary;
                 self.record.holders = Holders::Sole;
@@ -46,9 +47,15 @@ impl Node {
                 }
             }
             Kind::Demote { .. } => self.record.primary = false,
-            Kind::Agree | Kind::Widen => self.apply_in_sync(),
+            Kind::Agree => self.apply_in_sync(),
+            Kind::Widen => {
+                self.record.registered = self.record.generation;
+                self.apply_in_sync();
+            }
             Kind::FinishTarget => {
                 self.bitmap.clear_all();
+                // If it does not come to that, this replica is no holder, and asks for nothing.
+                self.record.registered = self.record.generation;
                 self.apply_in_sync();
             }
             Kind::BecomeTarget {
@@ -122,6 +129,9 @@ impl Node {
             self.record.all_dirty = true;
         }
         self.was_sole = self.record.holders == Holders::Sole;
+        if !self.was_sole {
+            self.record.registered = generation;
+        }
         let was_incomplete = self.record.trust == Trust::Inconsistent && !first;
         self.record.begin_generation(generation);
         if was_incomplete {
@@ -154,6 +164,7 @@ impl Node {
         }
         self.bitmap.limit(lineage.mirror_size);
         self.bitmap.clear_all();
+        self.record.registered = lineage.generation;
         self.apply_in_sync();
     }
 

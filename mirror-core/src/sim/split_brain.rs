@@ -64,6 +64,9 @@ impl Cluster {
             return self.begin_healing();
         }
         self.tell(serving, "and its peer are parted for a split brain");
+        // A story without other faults, those under way included.
+        self.heal_disk(0);
+        self.heal_disk(1);
         self.operator.forced = true;
         self.client.blind = true;
         // The guest's history so far was checked; the budget for what follows is extra.
