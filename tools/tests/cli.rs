@@ -137,6 +137,11 @@ fn the_simulator_and_its_scripts() {
         "sim --until-failure --minutes 0",
         "sim --seeds 2 --threads 0",
         "sim --replay f --output g",
+        "sim --seeds 2 --sequences 3",
+        "sim --exhaustive --operations 4",
+        "sim --exhaustive --json",
+        "sim --exhaustive-case nonsense",
+        "sim --script f --threads 2",
     ] {
         host.fails(line, 2, "error: ");
     }

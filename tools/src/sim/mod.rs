@@ -53,23 +53,24 @@ pub struct SimArgs {
     #[arg(long)]
     exhaustive: bool,
     /// Operations in the longest of them.
-    #[arg(long, default_value_t = 2, requires = "exhaustive",
+    #[arg(long, default_value_t = 2,
+          conflicts_with_all = ["seed", "seeds", "until_failure", "replay", "exhaustive_case"],
           value_parser = clap::value_parser!(u8).range(1..=3))]
     operations: u8,
     /// Run only this many of the sequences.
-    #[arg(long, requires = "exhaustive")]
+    #[arg(long, conflicts_with_all = ["seed", "seeds", "until_failure", "replay", "exhaustive_case"])]
     sequences: Option<usize>,
     /// Run one case of them, by the name a violation gives.
     #[arg(long, value_name = "NAME")]
     exhaustive_case: Option<Case>,
     /// Run a golden script, a story for readers, and print it with what happens now.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["trace", "shrink", "output", "from", "minutes", "threads", "json"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["trace", "shrink", "output", "from", "minutes", "threads", "json", "operations", "sequences"])]
     script: Option<PathBuf>,
     /// Print everything that happens.
     #[arg(long, conflicts_with_all = ["seeds", "until_failure", "exhaustive", "json", "shrink"])]
     trace: bool,
     /// If the seed breaks a rule, cut it down to a script of what that takes.
-    #[arg(long, requires = "seed")]
+    #[arg(long, conflicts_with_all = ["seeds", "until_failure", "replay", "exhaustive", "exhaustive_case"])]
     shrink: bool,
     /// Where the script of a violation goes [default: sim-seed-SEED.script].
     #[arg(long, value_name = "FILE", conflicts_with_all = ["seeds", "replay", "exhaustive", "exhaustive_case"])]
@@ -78,7 +79,7 @@ pub struct SimArgs {
     #[arg(long, default_value_t = 0, conflicts_with_all = ["seed", "replay", "exhaustive_case"])]
     from: u64,
     /// Stop after so many minutes even if nothing failed.
-    #[arg(long, requires = "until_failure", value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    #[arg(long, conflicts_with_all = ["seed", "seeds", "replay", "exhaustive", "exhaustive_case"], value_parser = clap::value_parser!(u64).range(1..=100_000))]
     minutes: Option<u64>,
     /// Threads to run them on; as many as the machine has by default.
     #[arg(long, conflicts_with_all = ["seed", "replay", "exhaustive_case"], value_parser = clap::value_parser!(u64).range(1..=1024))]
