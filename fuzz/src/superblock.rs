@@ -73,10 +73,6 @@ fn store(slots: &[Vec<u8>; 2], parsed: [Result<ParsedSlot, SlotError>; 2]) {
     }
     let mut host = Host::found(metadata, layout);
     if let Ok(superblock) = trusted {
-        if superblock.sequence == 1 << 62 {
-            // The last that is believed: what follows it is not, and the disk is refused then.
-            return;
-        }
         host.take_names(&superblock);
     }
     host.attach_and_settle();
@@ -111,6 +107,7 @@ fn sample() -> Superblock {
         in_sync_boot: BootId(9),
         ancestry: vec![generation(2), generation(1)],
         last_common: generation(2),
+        registered: generation(1),
         asynchronous: AsyncState::default(),
     }
 }

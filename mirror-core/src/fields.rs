@@ -94,6 +94,10 @@ pub(crate) const MAX_COUNTER: u64 = 1 << 62;
 /// still be believed when it is read from this node's own disk.
 pub(crate) const MAX_PEER_COUNTER: u64 = MAX_COUNTER / 2;
 
+/// The highest sequence and generation counter that a disk is trusted with, for the same reason:
+/// what this node counts on to must be in range when it is read again.
+pub(crate) const MAX_TRUSTED_COUNTER: u64 = MAX_COUNTER / 4 * 3;
+
 /// How [`Holders`] is spelled on disk and on the link.
 pub(crate) fn holders_byte(holders: Holders) -> u8 {
     match holders {

@@ -7,8 +7,8 @@
 
 use super::{Layout, META_BLOCK, checksum};
 use crate::fields::{
-    MAX_COUNTER, NAME_LEN, RawGeneration, ancestry_field, holders_byte, name_field, parse_ancestry,
-    parse_flag, parse_holders, parse_name, plausible_size,
+    MAX_COUNTER, MAX_TRUSTED_COUNTER, NAME_LEN, RawGeneration, ancestry_field, holders_byte,
+    name_field, parse_ancestry, parse_flag, parse_holders, parse_name, plausible_size,
 };
 use crate::limits::{ACTIVITY_LOG_SLOTS, BLOCK, EXTENT, MAX_ANCESTRY};
 use crate::types::{ArbiterId, BootId, Generation, Holders, MirrorId, ReplicaId};
@@ -430,6 +430,10 @@ impl Superblock {
                 superblock: superblock.data_size.max(superblock.mirror_size),
             });
         }
+        if superblock.sequence.max(superblock.generation.counter) > MAX_TRUSTED_COUNTER {
+            let worn = SlotError::Field("counter");
+            return Err(TrustError::NoSlot(worn.clone(), worn));
+        }
         Ok(superblock)
     }
 }
@@ -613,6 +617,24 @@ pub(crate) mod tests {
                 Err(SlotError::Field(_))
             ));
         }
+    }
+
+    /// What is counted on from there could not be read again (found by fuzzing).
+    #[test]
+    fn counters_without_room_are_refused() {
+        let trusted = |sequence| {
+            let worn = Superblock {
+                sequence,
+                ..sample()
+            };
+            Superblock::trust(
+                [Superblock::parse(&worn.encode()), Err(SlotError::Absent)],
+                &layout(),
+            )
+            .is_ok()
+        };
+        assert!(trusted(MAX_TRUSTED_COUNTER));
+        assert!(!trusted(MAX_TRUSTED_COUNTER + 1));
     }
 
     #[test]
