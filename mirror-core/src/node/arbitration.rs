@@ -21,7 +21,9 @@
 //! it from the moment of the question, the giver from that of the answer, and a little longer.
 
 use super::Node;
-use super::boundary::{Action, ArbiterAnswer, ArbiterRequest, AskId, GuestError, Severity};
+use super::boundary::{
+    Action, ArbiterAnswer, ArbiterRequest, AskId, ConnectionId, GuestError, Severity,
+};
 use super::link::{AfterLoss, Link, Mode};
 use super::timer::Timer;
 use super::transition::{AfterShrink, Kind};
@@ -64,6 +66,8 @@ struct Consultation {
     swap_sent: bool,
     /// The arbiter has said that it knows nothing of the mirror.
     absent: bool,
+    /// The value that the present fence is to take the place of.
+    fenced: Option<Register>,
 }
 
 /// How a swap noted in an earlier life ended.
@@ -93,12 +97,19 @@ pub(super) struct Arbitration {
     leased: Time,
     /// When the question was sent that the present lease answers, or when leases began to matter.
     lease_asked: Time,
+    /// The connection to the peer for whose sake a claim was withdrawn.
+    preferred: Option<ConnectionId>,
 }
 
 impl Register {
     /// Whether the replica is one of the holders.
     pub fn names(&self, replica: ReplicaId) -> bool {
         !replica.is_none() && self.holders.contains(&replica)
+    }
+
+    /// Whether the replica is one of two holders.
+    pub fn names_both(&self, replica: ReplicaId) -> bool {
+        self.names(replica) && self.holders.iter().all(|holder| !holder.is_none())
     }
 }
 
@@ -119,7 +130,9 @@ impl Node {
     /// Whether a swap of an earlier life may still land: nothing is decided before that is known.
     pub(super) fn awaits_settling(&self) -> bool {
         let born = !self.record.generation.is_unborn();
-        born && self.is_arbitrated() && self.transition.is_idle() && self.record.proposal.is_some()
+        let usable = !matches!(self.disk, DiskState::Failed | DiskState::Diskless);
+        let noted = self.record.proposal.is_some();
+        born && usable && self.is_arbitrated() && self.transition.is_idle() && noted
     }
 
     /// Whether the arbiter is being asked.
@@ -180,13 +193,13 @@ impl Node {
         let Some(proposal) = self.record.proposal else {
             return;
         };
-        // What a fence will be is filled in when the value to be fenced off is read.
-        let fence = Register {
+        // What is wanted is known when the value to be fenced off is read.
+        let nothing = Register {
             id: (self.id_source.0)(),
             generation: self.record.generation,
             holders: [self.record.replica, ReplicaId::NONE],
         };
-        self.begin_consultation(Ground::Settle(proposal), fence);
+        self.begin_consultation(Ground::Settle(proposal), nothing);
     }
 
     fn begin_consultation(&mut self, ground: Ground, wanted: Register) {
@@ -198,6 +211,7 @@ impl Node {
             patience: ARBITER_PATIENCE_MIN,
             swap_sent: false,
             absent: false,
+            fenced: None,
         });
         self.ask_arbiter(ArbiterRequest::Read);
     }
@@ -245,19 +259,22 @@ impl Node {
             (Ground::Settle(noted), Some(value)) if value.id == noted.generation.id.0 => {
                 self.settled(Settled::Won);
             }
+            // Only the widening can have added the peer. That its id is another by now says that the
+            // peer has put a fence on it.
+            (Ground::Settle(noted), Some(value))
+                if noted.holders == Holders::Both && value.names_both(me) =>
+            {
+                self.settled(Settled::Won);
+            }
             (Ground::Settle(_), Some(value)) if value.id == wanted.id => {
-                self.settled(Settled::Void)
+                self.settled(Settled::Void);
             }
-            (Ground::Settle(_), Some(value)) if value.names(me) => {
-                let fence = Register {
-                    id: wanted.id,
-                    ..value
-                };
-                self.swap(Some(value), fence);
+            (Ground::Settle(_), Some(value)) if value.names(me) => self.fence_off(value),
+            (Ground::Settle(_), Some(value)) => {
+                self.settled(Settled::Lost(Some(value.generation)));
             }
-            (Ground::Settle(_), value) => {
-                let generation = value.map(|value| value.generation);
-                self.settled(Settled::Lost(generation));
+            (Ground::Claim, Some(value)) if self.widens() && value.names_both(me) => {
+                self.right_won();
             }
             (_, Some(value)) if value.id == wanted.id => self.right_won(),
             (Ground::Create, None) => self.swap(None, wanted),
@@ -268,6 +285,27 @@ impl Node {
             (_, Some(value)) => self.right_denied(Some(value)),
             (_, None) => self.register_is_absent(),
         }
+    }
+
+    /// Whether it is a widening that the arbiter is asked for.
+    fn widens(&self) -> bool {
+        let active = self.transition.active.as_ref();
+        active.is_some_and(|active| active.kind == Kind::Widen)
+    }
+
+    /// Makes every swap impossible that expects `value`, and changes nothing else. Another value gets
+    /// a fence with another id, so that no value of the register ever recurs.
+    fn fence_off(&mut self, value: Register) {
+        let fresh = (self.id_source.0)();
+        let Some(consultation) = &mut self.arbitration.consultation else {
+            return;
+        };
+        if consultation.fenced != Some(value) {
+            consultation.fenced = Some(value);
+            consultation.wanted = Register { id: fresh, ..value };
+        }
+        let fence = consultation.wanted;
+        self.swap(Some(value), fence);
     }
 
     fn descends(&self, from: Generation) -> bool {
@@ -294,13 +332,21 @@ impl Node {
         self.end_consultation();
     }
 
-    /// The arbiter knows nothing of the mirror, which is never a grant. A command is told; what the
-    /// service needs is asked for again.
+    /// The arbiter knows nothing of the mirror, which is never a grant, nor proof that a swap on its
+    /// way will not land: the register may come back. A command whose claim was never sent is told;
+    /// everything else is asked for again.
     fn register_is_absent(&mut self) {
         let kind = self.transition.active.as_ref().map(|active| &active.kind);
-        if matches!(kind, Some(Kind::PromoteAlone { .. })) {
+        let sent = self.has_sent_swap();
+        if matches!(kind, Some(Kind::PromoteAlone { .. })) && !sent {
             self.right_denied(None);
         }
+    }
+
+    /// Whether the register may change at any time by what this consultation sent.
+    pub(super) fn has_sent_swap(&self) -> bool {
+        let consultation = self.arbitration.consultation.as_ref();
+        consultation.is_some_and(|consultation| consultation.swap_sent)
     }
 
     /// The register stands against this node's claim, or there is none. In either case no swap of
@@ -429,8 +475,16 @@ impl Node {
         // An answer may be on its way, and is worth waiting for a moment.
         let asked = self.now.since(consultation.since) >= ARBITER_PATIENCE_MIN;
         if back && ends && asked && !consultation.swap_sent {
+            // Until this connection ends, the peer's word is awaited, and not the arbiter's.
+            self.arbitration.preferred = self.link.connection();
             self.withdraw_claim_to_right();
         }
+    }
+
+    /// Whether the peer is about to say what a claim would have to be made for.
+    pub(super) fn prefers_peer(&self) -> bool {
+        let connection = self.link.connection();
+        connection.is_some() && connection == self.arbitration.preferred
     }
 
     fn withdraw_claim_to_right(&mut self) {

@@ -222,6 +222,8 @@ impl Node {
         self.event(Severity::Info, text);
         self.search_since = self.now;
         self.search();
+        // Nothing else need ever happen to a node without a peer.
+        self.settle_proposal();
     }
 
     /// The disk cannot be used.

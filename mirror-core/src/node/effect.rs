@@ -64,7 +64,13 @@ impl Node {
             } => {
                 self.apply_becoming_target(&lineage, peer_replica);
             }
-            Kind::Outdate { .. } => self.record.trust = Trust::Outdated,
+            Kind::Outdate { .. } => {
+                self.record.trust = Trust::Outdated;
+                if self.is_arbitrated() {
+                    // Also a sole holder is none any more once the right was taken from it.
+                    self.record.holders = Holders::Peer;
+                }
+            }
             Kind::Settle { outcome } => self.apply_settled(outcome),
             Kind::Leave { .. } => {}
         }

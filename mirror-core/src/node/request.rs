@@ -562,6 +562,7 @@ impl Node {
             && self.record.holders != Holders::Sole
             && !self.replicating()
             && !self.link.is_agreeing()
+            && !self.prefers_peer()
             && (self.requests.any_needs_peer()
                 || (self.requests.len() > 0 && self.lease_runs_out()))
     }

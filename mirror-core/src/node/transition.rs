@@ -481,6 +481,7 @@ impl Node {
     /// The connection is gone: transitions that need its answer end; those that only make a
     /// state durable that both sides agreed upon run to their end.
     pub(super) fn transition_lost_link(&mut self) {
+        let sent = self.has_sent_swap();
         let Some(active) = &mut self.transition.active else {
             return;
         };
@@ -491,10 +492,11 @@ impl Node {
                 self.transition.active = None;
                 self.refuse(command, ErrorId::LostPeer, "the peer was lost; try again");
             }
-            (Kind::Widen, Some(Stage::Ask)) => {
+            (Kind::Widen, Some(Stage::Ask | Stage::Consult)) if !sent => {
                 self.transition.active = None;
                 if self.is_arbitrated() {
                     // No swap was sent, so none will land.
+                    self.abandon_consultation();
                     let outcome = Settled::Void;
                     self.begin_transition(Kind::Settle { outcome });
                 }
