@@ -244,6 +244,18 @@ pub struct Register {
     pub holders: [ReplicaId; 2],
 }
 
+impl Register {
+    /// Whether the replica is one of the holders.
+    pub fn names(&self, replica: ReplicaId) -> bool {
+        !replica.is_none() && self.holders.contains(&replica)
+    }
+
+    /// Whether the replica is one of two holders.
+    pub fn names_both(&self, replica: ReplicaId) -> bool {
+        self.names(replica) && self.holders.iter().all(|holder| !holder.is_none())
+    }
+}
+
 /// A half-open range of bytes on the mirrored device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct ByteRange {

@@ -101,18 +101,6 @@ pub(super) struct Arbitration {
     preferred: Option<ConnectionId>,
 }
 
-impl Register {
-    /// Whether the replica is one of the holders.
-    pub fn names(&self, replica: ReplicaId) -> bool {
-        !replica.is_none() && self.holders.contains(&replica)
-    }
-
-    /// Whether the replica is one of two holders.
-    pub fn names_both(&self, replica: ReplicaId) -> bool {
-        self.names(replica) && self.holders.iter().all(|holder| !holder.is_none())
-    }
-}
-
 impl Node {
     /// Whom the mirror's record is kept with: before its first generation, whom it will be.
     pub(super) fn arbiter(&self) -> ArbiterId {
@@ -321,15 +309,11 @@ impl Node {
         self.transition_step();
     }
 
-    fn end_consultation(&mut self) {
+    /// Nobody waits for an answer any more. Whether a swap that was sent lands is for who finds the
+    /// proposal to settle.
+    pub(super) fn end_consultation(&mut self) {
         self.arbitration.consultation = None;
         self.timers.cancel(Timer::Arbiter);
-    }
-
-    /// The disk or the claim is gone: nobody waits for an answer any more. Whether a swap lands
-    /// is for the next life to find out.
-    pub(super) fn abandon_consultation(&mut self) {
-        self.end_consultation();
     }
 
     /// The arbiter knows nothing of the mirror, which is never a grant, nor proof that a swap on its

@@ -496,7 +496,7 @@ impl Node {
                 self.transition.active = None;
                 if self.is_arbitrated() {
                     // No swap was sent, so none will land.
-                    self.abandon_consultation();
+                    self.end_consultation();
                     let outcome = Settled::Void;
                     self.begin_transition(Kind::Settle { outcome });
                 }
@@ -512,7 +512,7 @@ impl Node {
 
     /// The disk is gone: whatever was under way has failed.
     pub(super) fn abort_transition(&mut self) {
-        self.abandon_consultation();
+        self.end_consultation();
         let Some(active) = self.transition.active.take() else {
             return;
         };

@@ -76,7 +76,7 @@ impl Cluster {
             }
             6 => {
                 self.draw_crash(h, Crash::Process);
-                let kind = [Crash::Process, Crash::Power][self.whims.usize(0..2)];
+                let kind = draw_kind(&mut self.whims);
                 self.draw_crash(1 - h, kind);
             }
             7..10 => self.draw_cut(),

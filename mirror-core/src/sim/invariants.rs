@@ -1,7 +1,7 @@
 //! What must hold across the two nodes, seen from outside: images, durable metadata and statuses.
 
 use super::cluster::{Cluster, Event, Phase};
-use super::disk::Honesty;
+use super::disk::{Disk, Honesty};
 use super::host::{Fitness, NAMES};
 use crate::control::{Arbitration, MirrorStatus};
 use crate::limits::BLOCK;
@@ -206,17 +206,17 @@ impl Cluster {
             if left
                 && claims
                 && self.hosts[h].fitness == Fitness::Fit
-                && let Err(problem) = self.check_image(h)
+                && let Err(problem) = self.check_image(h, Disk::view)
             {
                 self.fail(format!("{} is left behind UpToDate: {problem}", NAMES[h]));
             }
         }
     }
 
-    /// Every sector of the replica holds a value that a guest may read now.
-    fn check_image(&mut self, h: usize) -> Result<(), String> {
+    /// Every sector of the replica, as `look` sees it, holds a value that a guest may read now.
+    fn check_image(&mut self, h: usize, look: fn(&Disk, u64) -> u64) -> Result<(), String> {
         for sector in self.checker.touched() {
-            let value = self.hosts[h].disk.view(sector);
+            let value = look(&self.hosts[h].disk, sector);
             self.checker.present_allowed(sector, value)?;
         }
         Ok(())
@@ -273,7 +273,7 @@ impl Cluster {
         if self.operator.forced {
             return Ok(());
         }
-        self.check_image(h)
+        self.check_image(h, Disk::view)
             .map_err(|problem| format!("begins to serve: {problem}"))
     }
 
@@ -322,13 +322,8 @@ impl Cluster {
         if self.hosts[h].disk.honesty() == Honesty::Lying {
             return Ok(());
         }
-        for sector in self.checker.touched() {
-            let value = self.hosts[h].disk.durable(sector);
-            self.checker
-                .present_allowed(sector, value)
-                .map_err(|problem| format!("on the disk of {}, {problem}", NAMES[h]))?;
-        }
-        Ok(())
+        self.check_image(h, Disk::durable)
+            .map_err(|problem| format!("on the disk of {}, {problem}", NAMES[h]))
     }
 
     fn check_durable_on(&mut self, h: usize, ranges: &[(u64, u64)]) -> Result<(), String> {

@@ -2,9 +2,6 @@
 //! then everything read back.
 
 use super::{Case, Crash, Loss, Operation, Pace, Start};
-use crate::control::Direction;
-use crate::meta::superblock::{Superblock, Trust};
-use crate::meta::{META_BLOCK, SLOTS};
 use crate::node::boundary::{Command, Input, PrimaryMode};
 use crate::sim::client::Ask;
 use crate::sim::cluster::{Cluster, Phase};
@@ -53,8 +50,6 @@ pub(in crate::sim) struct Enumerated {
     reads: Reads,
     /// Who was named a holder before the last event, and in which generation.
     named: ([bool; 2], Generation),
-    /// The disks' change counters when targets were looked at last.
-    targets_at: [u64; 2],
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -343,32 +338,6 @@ impl Cluster {
         }
     }
 
-    /// R7: who takes a resync's blocks says on stable storage, in both slots, that it is Inconsistent.
-    fn check_targets(&mut self) {
-        for h in [0, 1] {
-            let changes = self.hosts[h].disk.changes();
-            if std::mem::replace(&mut self.enumerated.targets_at[h], changes) == changes {
-                continue;
-            }
-            let resync = self.status(h).and_then(|status| status.resync);
-            if resync.is_none_or(|resync| resync.direction != Direction::Target) {
-                continue;
-            }
-            let (disk, header) = (&self.hosts[h].disk, self.options.layout().header_offset);
-            let honest = (0..SLOTS).all(|slot| {
-                let bytes = disk.read_metadata(header + slot * META_BLOCK, META_BLOCK as usize);
-                Superblock::parse(&bytes)
-                    .is_ok_and(|slot| slot.untrusted().trust == Trust::Inconsistent)
-            });
-            if !honest {
-                let name = NAMES[h];
-                return self.fail(format!(
-                    "R7: {name} is a target, and its record is not Inconsistent"
-                ));
-            }
-        }
-    }
-
     /// Lets happen what happens by itself.
     fn settle(&mut self) {
         while self.violation.is_none()
@@ -378,7 +347,7 @@ impl Cluster {
         {
             self.step();
             self.check_left_behind();
-            self.check_targets();
+            self.check_records();
             self.check_covered();
         }
         self.look();

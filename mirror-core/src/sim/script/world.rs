@@ -113,6 +113,16 @@ pub(super) enum Parcel {
     End { to: u64 },
 }
 
+impl Parcel {
+    /// What a script's reader is told of it, if anything.
+    fn worth_telling(&self) -> Option<&str> {
+        match self {
+            Parcel::Frame { text, header, .. } if is_worth_telling(header) => Some(text),
+            _ => None,
+        }
+    }
+}
+
 pub(super) enum WireBody {
     None,
     Data(Stamps),
@@ -503,15 +513,8 @@ impl World {
 
     /// Lets held frames through.
     pub fn deliver(&mut self, from: Host, count: Option<usize>) -> Result<(), String> {
-        let held = &mut self.pipes[from].held;
-        let count = count.unwrap_or(held.len());
-        if count > held.len() {
-            return Err(format!("only {} frames are held", held.len()));
-        }
-        for parcel in self.pipes[from].held.drain(..count).collect::<Vec<_>>() {
-            if let Parcel::Frame { text, header, .. } = &parcel
-                && is_worth_telling(header)
-            {
+        for parcel in self.take_held(from, count)? {
+            if let Some(text) = parcel.worth_telling() {
                 let text = format!("{} receives {text}", NAMES[1 - from]);
                 self.tell(text);
             }
@@ -523,20 +526,23 @@ impl World {
 
     /// Loses held frames.
     pub fn lose(&mut self, from: Host, count: Option<usize>) -> Result<(), String> {
-        let held = &mut self.pipes[from].held;
-        let count = count.unwrap_or(held.len());
-        if count > held.len() {
-            return Err(format!("only {} frames are held", held.len()));
-        }
-        for parcel in self.pipes[from].held.drain(..count).collect::<Vec<_>>() {
-            if let Parcel::Frame { text, header, .. } = &parcel
-                && is_worth_telling(header)
-            {
+        for parcel in self.take_held(from, count)? {
+            if let Some(text) = parcel.worth_telling() {
                 let text = format!("lost: {} -> {}  {text}", NAMES[from], NAMES[1 - from]);
                 self.tell(text);
             }
         }
         Ok(())
+    }
+
+    /// Takes the oldest frames that are held, or all of them.
+    fn take_held(&mut self, from: Host, count: Option<usize>) -> Result<Vec<Parcel>, String> {
+        let held = &mut self.pipes[from].held;
+        let count = count.unwrap_or(held.len());
+        if count > held.len() {
+            return Err(format!("only {} frames are held", held.len()));
+        }
+        Ok(held.drain(..count).collect())
     }
 
     /// A disk operation is held back, or takes effect.
