@@ -21,6 +21,7 @@ impl Node {
         let (kind, generation) = (active.kind.clone(), active.generation);
         match kind {
             Kind::Shrink { .. } => {
+                self.leave_out_unused();
                 self.record.begin_generation(generation);
                 self.record.registered = generation;
                 // A Primary shrinks because writes wait to be acknowledged in the new generation.
@@ -74,6 +75,22 @@ impl Node {
             Kind::Settle { outcome } => self.apply_settled(outcome),
             Kind::Leave { .. } => {}
         }
+    }
+
+    /// Drops the present generation from the history that is about to grow, if nothing was written in
+    /// it and the peer, as it greeted, never recorded it. Of an empty generation on top of an empty
+    /// one only the last could be withdrawn, and a peer that goes on from their parent would look
+    /// diverged (design.md R3).
+    fn leave_out_unused(&mut self) {
+        let present = self.record.generation;
+        let known_there = self.agreeing_with().is_none_or(|theirs| {
+            theirs.generation == present || theirs.ancestry.contains(&present)
+        });
+        let stands = self.record.used || self.record.registered == present;
+        if known_there || stands || self.record.ancestry.is_empty() {
+            return;
+        }
+        self.record.generation = self.record.ancestry.remove(0);
     }
 
     fn apply_offer(&mut self, whole: bool) {

@@ -8,6 +8,7 @@ use super::cluster::{Cluster, Event, Phase};
 use super::faults::{Crash, LONGEST_STUCK, draw_down, draw_millis, draw_outage};
 use super::split_brain::SplitBrain;
 use super::stimulus::Stimulus;
+use super::takeover::ATTEMPTS;
 use crate::wire::FrameType;
 
 const MILLISECOND: u64 = 1_000_000;
@@ -29,6 +30,8 @@ pub(super) enum Moment {
     Change,
     /// A piece of a resync arrives.
     Copy,
+    /// A swap is asked of the arbiter.
+    Swap,
 }
 
 impl Moment {
@@ -57,6 +60,9 @@ enum Blow {
     CutThen(Crash),
     /// The writes on their way to the disk take very long, and the link is cut meanwhile.
     CutOverSlowWrites,
+    /// The machine that was watched hears nothing any more, not of the arbiter either, and the other
+    /// one is asked to take over.
+    Replace,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -84,10 +90,11 @@ impl Ambush {
         }
     }
 
-    fn set(&mut self, near: Option<usize>) {
+    fn set(&mut self, near: Option<usize>, arbitrated: bool) {
         use Crash::{Power, Process};
         let rng = &mut self.rng;
         let (moment, most) = match rng.u8(0..16) {
+            0..4 if arbitrated => (Moment::Swap, 3),
             0..5 => (Moment::Superblock, 6),
             5..7 => (Moment::Log, 12),
             7..9 => (Moment::Bitmap, 4),
@@ -98,6 +105,7 @@ impl Ambush {
         };
         let crash = if rng.bool() { Power } else { Process };
         let blow = match rng.u8(0..16) {
+            0..3 if arbitrated => Blow::Replace,
             0..5 => Blow::Here(crash),
             5..8 => Blow::There(crash),
             8 => Blow::Both(crash, Power),
@@ -133,7 +141,8 @@ impl Cluster {
         });
         let at_once = near.is_none() || self.ambush.rng.bool();
         if at_once {
-            self.ambush.set(near);
+            let arbitrated = self.options.is_arbitrated();
+            self.ambush.set(near, arbitrated);
         }
         // A trap that nothing falls into is set anew.
         self.next_ambush();
@@ -183,6 +192,7 @@ impl Cluster {
                 self.ambush_crash(there, other);
             }
             Blow::Cut => self.ambush_cut(),
+            Blow::Replace => self.ambush_replace(here),
             Blow::CutThen(kind) => {
                 self.ambush_cut();
                 let rng = &mut self.ambush.rng;
@@ -199,6 +209,17 @@ impl Cluster {
                 self.schedule(soon, Event::Ambush);
             }
         }
+    }
+
+    fn ambush_replace(&mut self, old: usize) {
+        let rng = &mut self.ambush.rng;
+        let (span, told) = (draw_millis(rng, 50..5000), rng.bool());
+        self.stimulate(Stimulus::PartArbiter { host: old, span });
+        match told {
+            true => self.ambush_cut(),
+            false => self.break_unaware(old),
+        }
+        self.ask_heir(1 - old, ATTEMPTS);
     }
 
     fn ambush_crash(&mut self, host: usize, kind: Crash) {

@@ -10,6 +10,7 @@
 //! value takes effect that names a sole holder, every write acknowledged so far must be durable on
 //! that holder's disk; and who is newly named must have on its disk whatever was flushed.
 
+use super::ambush::Moment;
 use super::cluster::{Cluster, Event};
 use super::host::NAMES;
 use crate::node::boundary::{ArbiterAnswer, ArbiterRequest, AskId, Input};
@@ -158,6 +159,9 @@ impl Cluster {
             ask,
         };
         if let Some(delay) = self.arbiter.request_delay(self.now, host) {
+            if matches!(request, ArbiterRequest::Swap { .. }) {
+                self.ambush_sees(host, Moment::Swap, delay);
+            }
             self.send_arbiter(delay, asker, Message::Request(request));
         }
     }

@@ -14,6 +14,9 @@ use std::collections::BTreeMap;
 /// Nanoseconds between two looks at how far reading back has come.
 const VERIFY_GAP: u64 = 1_000_000;
 
+/// Reads beyond the usual depth while two nodes serve.
+const SPARE_READS: usize = 8;
+
 /// A request, with all that the guest decides about it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Ask {
@@ -89,6 +92,8 @@ pub(super) struct Client {
     sweep: Option<u64>,
     /// Only requests of parts of blocks, close together.
     small: bool,
+    /// The last write that was answered.
+    recent: Option<(u64, u64)>,
     /// Ranges to read back in the end.
     verify: Vec<(u64, u64)>,
     stepping: bool,
@@ -115,6 +120,7 @@ impl Client {
             hot,
             sweep: options.sweep.then_some(0),
             small: options.small_requests,
+            recent: None,
             verify: Vec::new(),
             stepping: false,
             rng,
@@ -236,31 +242,57 @@ impl Cluster {
         self.schedule(pause, Event::Client);
     }
 
-    fn serving_host(&self) -> Option<usize> {
-        match (self.serving(0), self.serving(1)) {
-            // Two serve only in a split brain: both are to be asked.
-            (true, true) => Some(self.client.asked() as usize % 2),
-            (true, false) => Some(0),
-            (false, true) => Some(1),
-            (false, false) => None,
+    /// Who is asked. Two serve in a split brain, and where one does not know yet that it was
+    /// replaced: both are to be asked, even if one of them does not answer.
+    fn serving_host(&self, ask: Ask) -> Option<usize> {
+        let first = self.client.asked() as usize % 2;
+        let order = [first, 1 - first];
+        let mut serving = order.into_iter().filter(|h| self.serving(*h));
+        let roomy = serving.clone().find(|h| self.has_room(*h, ask));
+        roomy.or(serving.next())
+    }
+
+    fn two_serve(&self) -> bool {
+        self.serving(0) && self.serving(1)
+    }
+
+    /// Whether the guest would let one more request wait at a node.
+    fn has_room(&self, host: usize, ask: Ask) -> bool {
+        // Writes that a replaced Primary holds are not to hide what it reads.
+        let spare = match ask {
+            Ask::Read { .. } if self.two_serve() => SPARE_READS,
+            _ => 0,
+        };
+        self.client.pending_at(host) < self.options.depth + spare
+    }
+
+    /// What is asked next.
+    fn draw_ask(&mut self) -> Ask {
+        match self.client.recent {
+            // What the one was just written, the other may not know.
+            Some((start, count)) if self.two_serve() && self.client.rng.bool() => {
+                Ask::Read { start, count }
+            }
+            _ => self.client.draw(&self.options),
         }
     }
 
     fn ask_something(&mut self) {
-        if self.client.held
-            || self.client.asked() >= self.options.requests
-            || self.client.pending.len() >= self.options.depth
-            || self.serving_host().is_none()
-        {
+        if self.client.held || self.client.asked() >= self.options.requests {
             return;
         }
-        let ask = self.client.draw(&self.options);
-        self.stimulate(Stimulus::Guest(ask));
+        let ask = self.draw_ask();
+        if self
+            .serving_host(ask)
+            .is_some_and(|host| self.has_room(host, ask))
+        {
+            self.stimulate(Stimulus::Guest(ask));
+        }
     }
 
     /// A guest's request reaches whoever serves.
     pub fn guest_asks(&mut self, ask: Ask) {
-        let (Some(host), false) = (self.serving_host(), self.client.held) else {
+        let (Some(host), false) = (self.serving_host(ask), self.client.held) else {
             return;
         };
         self.ask_of(host, ask);
@@ -390,6 +422,7 @@ impl Cluster {
             ) => {
                 self.stats.acknowledged_writes += 1;
                 self.client.acknowledged[host] += 1;
+                self.client.recent = Some((start, count.min(256)));
                 self.checker
                     .write_acknowledged(number, start, count, durability);
                 match durability {
@@ -485,7 +518,8 @@ impl Cluster {
                 }
                 break;
             };
-            let Some(host) = self.serving_host() else {
+            let ask = Ask::Read { start, count };
+            let Some(host) = self.serving_host(ask) else {
                 return self.fail("the Primary stopped serving without a reason".to_owned());
             };
             self.read(host, start, count);

@@ -14,6 +14,7 @@ use super::network::{Later, Network, NetworkEvent};
 use super::operator::Operator;
 use super::options::Options;
 use super::recording::Source;
+use super::takeover::Takeover;
 use super::trace::Trace;
 use crate::limits::SECTOR;
 use crate::node::boundary::{Actions, OpId};
@@ -61,6 +62,11 @@ pub(super) enum Event {
     Operator,
     Fault,
     Ambush,
+    /// A replacement of the Primary goes on.
+    Takeover {
+        heir: usize,
+        next: Takeover,
+    },
     Watch,
     /// The list of stimuli has something to do.
     Listed,
@@ -236,6 +242,7 @@ impl Cluster {
             Event::Operator => self.operator_step(),
             Event::Fault => self.fault_step(),
             Event::Ambush => self.ambush_step(),
+            Event::Takeover { heir, next } => self.takeover_step(heir, next),
             Event::Watch => self.watch_step(),
             Event::Listed => self.listed_step(),
             Event::Verify => self.verify_step(),
@@ -261,6 +268,7 @@ impl Cluster {
             Event::Ambush => (18, 0),
             Event::Wake { host, .. } => (19 + host as u64, 0),
             Event::ClockGoes { host } => (21 + host as u64, 0),
+            Event::Takeover { heir, .. } => (23 + heir as u64, 0),
         };
         self.trace.fold(self.now.0);
         self.trace.fold(kind << 56 ^ detail);

@@ -254,7 +254,11 @@ impl Cluster {
             1 => layout.activity_log_offset(from / 3 % ACTIVITY_LOG_BLOCKS),
             _ => layout.bitmap_block_offset(from / 3 % layout.bitmap_blocks),
         };
+        // A block that came from elsewhere does not go back: it would be a write that was lost, which
+        // no checksum tells.
+        let victim = victim.filter(|_| !self.hosts[h].astray.contains(&source));
         if let Some(victim) = victim {
+            self.hosts[h].astray.push(victim);
             self.stats.faults.count(FaultKind::Misdirected);
             self.tell(h, "has a metadata block land in another's place");
             let disk = &mut self.hosts[h].disk;

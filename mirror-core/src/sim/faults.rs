@@ -99,7 +99,8 @@ impl Cluster {
 
     fn draw_arbiter_fault(&mut self, host: usize) {
         let span = draw_millis(&mut self.whims, 50..4000);
-        match self.whims.u8(0..6) {
+        match self.whims.u8(0..10) {
+            6.. => self.draw_takeover(),
             0 | 1 => self.stimulate(Stimulus::PartArbiter { host, span }),
             2 => {
                 self.stimulate(Stimulus::PartArbiter { host: 0, span });

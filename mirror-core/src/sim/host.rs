@@ -62,6 +62,8 @@ pub(super) struct Host {
     pub disk: Disk,
     pub fitness: Fitness,
     pub trouble: Option<Trouble>,
+    /// Where metadata blocks landed that belong elsewhere.
+    pub astray: Vec<u64>,
     pub clock: Clock,
     /// The daemon stands still, and misses these.
     pub paused: Option<Wake>,
@@ -90,6 +92,7 @@ impl Host {
             disk: new_disk(options, index, options.blank(index), &mut rng),
             fitness: Fitness::Fit,
             trouble: None,
+            astray: Vec::new(),
             clock: Clock::new(Time(0), options.drift[index]),
             paused: None,
             missed: VecDeque::new(),

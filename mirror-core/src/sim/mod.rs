@@ -39,6 +39,7 @@ pub mod script;
 mod shrink;
 mod split_brain;
 mod stimulus;
+mod takeover;
 mod text;
 mod trace;
 

@@ -17,6 +17,9 @@ use std::time::Duration;
 /// How long healing may take, of virtual time.
 const HEAL_TIME: Duration = Duration::from_secs(240);
 
+/// How long two nodes may take to become holders both while nobody is Primary.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 const PRIMARY: Command = Command::Primary(PrimaryMode::Ordinary);
 
 /// The operator's notes.
@@ -27,6 +30,8 @@ pub(super) struct Operator {
     pub heir: Option<usize>,
     storm_ends: Time,
     next_whim: Time,
+    /// Until when nobody is promoted: two Secondaries must become holders both by themselves.
+    patient_until: Time,
     /// A command with force was given, so that rules may be overridden.
     pub forced: bool,
     pub split: SplitBrain,
@@ -41,6 +46,7 @@ impl Operator {
             heir: None,
             storm_ends: Time(u64::MAX),
             next_whim: Time(0),
+            patient_until: Time(0),
             forced: false,
             split: SplitBrain::Not,
             rng,
@@ -328,7 +334,7 @@ impl Cluster {
                 );
             }
         }
-        let nobody = (0..2).all(|h| !self.serving(h));
+        let nobody = (0..2).all(|h| !self.serving(h)) && !self.is_patient();
         if nobody && !self.operator.promoting() && self.operator.rng.u32(0..100) < percent {
             self.promote_somebody();
         }
@@ -381,6 +387,25 @@ impl Cluster {
             deadline: self.now.after(HEAL_TIME),
         };
         self.heal_faults();
+        if self.options.heals_without_primary {
+            self.operator.patient_until = self.now.after(PATIENCE);
+            if let Some(h) = (0..2).find(|h| self.serving(*h)) {
+                self.command(h, Command::Secondary);
+            }
+        }
+    }
+
+    /// Whether the two are left to themselves yet. They must not need it for long.
+    fn is_patient(&mut self) -> bool {
+        if self.operator.patient_until == Time(0) {
+            return false;
+        }
+        if self.both_hold() && self.both_connected() {
+            self.operator.patient_until = Time(0);
+        } else if self.now > self.operator.patient_until {
+            self.fail("without a Primary the two do not become holders both".to_owned());
+        }
+        true
     }
 
     /// What the operator does at the end, again and again until the two are in sync.
@@ -431,11 +456,15 @@ impl Cluster {
         }
     }
 
+    /// Both nodes name both as holders, and so does the arbiter.
     fn both_hold(&self) -> bool {
-        (0..2).filter_map(|h| self.status(h)).all(|status| {
+        let statuses = (0..2).filter_map(|h| self.status(h));
+        let both = statuses.filter(|status| {
             let named = |name: &&str| status.holders.iter().any(|holder| holder == name);
             NAMES.iter().all(named)
-        })
+        });
+        let registered = !self.options.is_arbitrated() || self.registered() == [true; 2];
+        both.count() == 2 && registered
     }
 
     fn converged(&mut self) {

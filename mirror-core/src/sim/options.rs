@@ -151,6 +151,7 @@ pub struct Options {
     pub fault_gap: Duration,
     pub operator_gap: Duration,
     pub ambushes: bool,
+    pub heals_without_primary: bool,
     pub sweep: bool,
     pub rare_faults: Vec<FaultKind>,
     pub drift: [i32; 2],
@@ -250,6 +251,9 @@ impl Options {
                 .min(storm / 5),
             operator_gap: Duration::from_millis(pick(&mut rng, &[300, 1000, 5000])),
             ambushes: rng.u8(0..3) > 0,
+            heals_without_primary: scenario == Scenario::SaneOperator
+                && arbitration != Arbitration::Wiped
+                && seed % 4 == 0,
             sweep: wide && rng.bool(),
             rare_faults: rare_faults(&mut rng, arbitration),
             drift: match rng.u8(0..6) {
@@ -361,6 +365,7 @@ impl Options {
             fault_gap: Duration::ZERO,
             operator_gap: Duration::ZERO,
             ambushes: false,
+            heals_without_primary: false,
             sweep: false,
             pace: Pace::Steady,
             small_requests: false,

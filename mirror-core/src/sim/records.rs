@@ -79,7 +79,8 @@ impl Cluster {
 
     /// R7: what a node says of its disk is what a crash would leave.
     fn status_without_record(&self, h: usize) -> Option<String> {
-        let status = self.status(h)?;
+        // A node that stands still has not heard yet of what landed.
+        let status = self.status(h).filter(|_| !self.is_paused(h))?;
         let slots = self.custody.slots[h].iter().flatten();
         let trusts: Vec<Trust> = slots.map(|slot| slot.trust).collect();
         let resync = status.resync.as_ref().map(|resync| resync.direction);

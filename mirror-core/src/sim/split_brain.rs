@@ -65,8 +65,10 @@ impl Cluster {
         }
         self.tell(serving, "and its peer are parted for a split brain");
         // A story without other faults, those under way included.
-        self.heal_disk(0);
-        self.heal_disk(1);
+        for h in 0..2 {
+            self.heal_disk(h);
+            self.heal_host(h);
+        }
         self.operator.forced = true;
         self.client.blind = true;
         // The guest's history so far was checked; the budget for what follows is extra.

@@ -13,6 +13,9 @@ const HANG: &str = "900";
 /// Seeds in the first batch; each further one is twice as large, up to the last.
 const BATCHES: (u64, u64) = (25, 800);
 
+/// Quick to compile, and optimised enough.
+const PROFILE: [&str; 2] = ["--profile", "mutants"];
+
 /// A way to find a mistake.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
 #[serde(rename_all = "kebab-case")]
@@ -98,11 +101,15 @@ impl Instrument {
 
 /// Builds `kagami` and runs seeds until one breaks a rule.
 fn run_seeds(tree: &Path, target: &Path, budget: Duration) -> Result<Attempt, Obstacle> {
-    let built = output(cargo(tree, target).args(["build", "--release", "-p", "tools"]))?;
+    let built = output(
+        cargo(tree, target)
+            .args(["build", "-p", "tools"])
+            .args(PROFILE),
+    )?;
     if !built.status.success() {
         return Err(Obstacle::Build(text(&built.stderr)));
     }
-    let kagami = target.join("release/kagami");
+    let kagami = target.join("mutants/kagami");
     let start = used();
     let (mut from, mut batch) = (1, BATCHES.0);
     loop {
@@ -165,7 +172,7 @@ fn run_tests(
     target: &Path,
     arguments: &[&str],
 ) -> Result<Attempt, Obstacle> {
-    let test = ["test", "-p", "mirror-core"];
+    let test = ["test", "-p", "mirror-core", PROFILE[0], PROFILE[1]];
     let built = output(
         cargo(tree, target)
             .args(test)
