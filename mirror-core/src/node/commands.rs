@@ -3,7 +3,7 @@
 //! A command is looked at when no transition and no agreement is under way; until then it waits.
 
 use super::boundary::{Action, Command, CommandId, PrimaryMode, Severity};
-use super::link::{AfterLoss, Link, Mode};
+use super::link::{AfterLoss, Link, Mode, Session};
 use super::timer::Timer;
 use super::transition::{AfterDemote, AfterShrink, Kind};
 use super::{Node, Phase};
@@ -24,10 +24,24 @@ enum Looked {
     Wait,
 }
 
+/// A command that was not answered yet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Waiting {
+    command: CommandId,
+    what: Command,
+    /// It was given while the two were in sync.
+    beside_peer: bool,
+}
+
 impl Node {
     /// An operator asks for something.
     pub(super) fn command_arrives(&mut self, command: CommandId, what: Command) {
-        self.commands.push_back((command, what));
+        let in_sync = |session: &Session| matches!(session.mode, Mode::InSync);
+        self.commands.push_back(Waiting {
+            command,
+            what,
+            beside_peer: self.link.session().is_some_and(in_sync),
+        });
     }
 
     /// Looks at the commands that wait, the oldest first. Returns whether one was taken.
@@ -42,11 +56,12 @@ impl Node {
                 || self.awaits_settling()
                 || self.invalidating.is_some());
         for at in 0..self.commands.len() {
-            let (command, what) = self.commands[at];
+            let waiting = self.commands[at];
+            let what = waiting.what;
             if (at > 0 && !overtakes(what)) || (busy && !is_immediate(what)) {
                 continue;
             }
-            if let Looked::Taken = self.look_at(command, what) {
+            if let Looked::Taken = self.look_at(waiting) {
                 self.commands.remove(at);
                 if at == 0 {
                     self.timers.cancel(Timer::CommandPatience);
@@ -57,7 +72,8 @@ impl Node {
         false
     }
 
-    fn look_at(&mut self, command: CommandId, what: Command) -> Looked {
+    fn look_at(&mut self, waiting: Waiting) -> Looked {
+        let Waiting { command, what, .. } = waiting;
         let usable = !matches!(self.disk, DiskState::Diskless | DiskState::Failed);
         if matches!(self.phase, Phase::Closing | Phase::Closed) || !usable {
             if what == Command::Down {
@@ -75,6 +91,12 @@ impl Node {
             return Looked::Taken;
         }
         match what {
+            Command::Primary(PrimaryMode::Ordinary)
+                if waiting.beside_peer && self.link.session().is_none() =>
+            {
+                // Who asked for a change of roles of two did not ask to go on without the peer.
+                self.refuse(command, ErrorId::LostPeer, "the peer was lost; try again");
+            }
             Command::Primary(mode) => return self.primary_command(command, mode),
             Command::Secondary if self.role == Role::Primary => {
                 return self.demote_command(AfterDemote::Answer(command));

@@ -19,9 +19,12 @@ impl Node {
             return;
         };
         let (kind, generation) = (active.kind.clone(), active.generation);
+        let leaves_present_out = active.leaves_present_out;
         match kind {
             Kind::Shrink { .. } => {
-                self.leave_out_unused();
+                if leaves_present_out && !self.record.used {
+                    self.record.generation = self.record.ancestry.remove(0);
+                }
                 self.record.begin_generation(generation);
                 self.record.registered = generation;
                 // A Primary shrinks because writes wait to be acknowledged in the new generation.
@@ -77,20 +80,17 @@ impl Node {
         }
     }
 
-    /// Drops the present generation from the history that is about to grow, if nothing was written in
-    /// it and the peer, as it greeted, never recorded it. Of an empty generation on top of an empty
-    /// one only the last could be withdrawn, and a peer that goes on from their parent would look
-    /// diverged (design.md R3).
-    fn leave_out_unused(&mut self) {
+    /// Whether the history that is about to grow does so without the present generation: nothing was
+    /// written in it, and the peer, as it greeted, never recorded it. Of an empty generation on top
+    /// of an empty one only the last could be withdrawn, and a peer that goes on from their parent
+    /// would look diverged (design.md R3).
+    pub(super) fn leaves_present_out(&self) -> bool {
         let present = self.record.generation;
         let known_there = self.agreeing_with().is_none_or(|theirs| {
             theirs.generation == present || theirs.ancestry.contains(&present)
         });
         let stands = self.record.used || self.record.registered == present;
-        if known_there || stands || self.record.ancestry.is_empty() {
-            return;
-        }
-        self.record.generation = self.record.ancestry.remove(0);
+        !known_there && !stands && !self.record.ancestry.is_empty()
     }
 
     fn apply_offer(&mut self, whole: bool) {

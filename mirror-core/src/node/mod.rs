@@ -49,8 +49,8 @@ use crate::wire::{FrameType, Header};
 use activity::ActivityLog;
 use arbitration::Arbitration;
 use boundary::{
-    Action, Actions, Body, Command, CommandId, ConnectionId, DiskError, Event, GuestError, Input,
-    Payload, Severity,
+    Action, Actions, Body, CommandId, ConnectionId, DiskError, Event, GuestError, Input, Payload,
+    Severity,
 };
 use link::{AfterLoss, Link, PeerTag, SlowPeer};
 use operation::{Operations, Purpose};
@@ -194,7 +194,7 @@ pub struct Node {
     /// The command that threw this copy away, until it is recorded.
     invalidating: Option<CommandId>,
 
-    commands: VecDeque<(CommandId, Command)>,
+    commands: VecDeque<commands::Waiting>,
 }
 
 impl Node {

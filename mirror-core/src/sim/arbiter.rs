@@ -255,8 +255,9 @@ impl Cluster {
             if let Err(problem) = checked {
                 self.fail(format!("the register names {}: {problem}", NAMES[h]));
             }
-            // What it holds was durable when it became the only holder, or a holder again.
-            self.custody.lost[h] &= named[h] && was[h] && !sole;
+            // What it holds was durable when it became the only holder. Who becomes one again may have
+            // lost power since it was copied to, and with it what was acknowledged and not flushed.
+            self.custody.lost[h] &= named[h] && !sole;
         }
     }
 }

@@ -102,6 +102,8 @@ pub(super) struct Client {
     pub acknowledged: [u64; 2],
     /// Two nodes serve at once: what is read means nothing until an operator decides.
     pub blind: bool,
+    /// Before this time a lease may not hold, and a replaced Primary may read what is old.
+    pub leases_hold_from: Time,
     /// No new requests.
     pub held: bool,
 }
@@ -126,6 +128,7 @@ impl Client {
             rng,
             acknowledged: [0; 2],
             blind: false,
+            leases_hold_from: Time(0),
             held: false,
         }
     }
@@ -268,9 +271,10 @@ impl Cluster {
 
     /// What is asked next.
     fn draw_ask(&mut self) -> Ask {
+        let unknowing = self.two_serve() && !self.client.blind;
         match self.client.recent {
             // What the one was just written, the other may not know.
-            Some((start, count)) if self.two_serve() && self.client.rng.bool() => {
+            Some((start, count)) if unknowing && self.client.rng.bool() => {
                 Ask::Read { start, count }
             }
             _ => self.client.draw(&self.options),
@@ -405,7 +409,7 @@ impl Cluster {
                 if stamps.len() as u64 != count {
                     return Err(format!("{request:?} read {} sectors", stamps.len()));
                 }
-                if self.client.blind {
+                if self.client.blind || self.now < self.client.leases_hold_from {
                     self.checker.read_lost(at);
                     return Ok(());
                 }

@@ -127,6 +127,7 @@ impl Cluster {
         self.hosts[h].fitness = Fitness::Clone;
         let rng = self.hosts[h].rng.fork();
         self.hosts[h].disk = Disk::copy_of(&self.hosts[1 - h].disk, rng);
+        self.custody.forget_disk(h);
         // As somebody would do it who means well: the image gets the name of its new node.
         for slot in 0..SLOTS {
             let offset = self.options.layout().slot_offset(slot);

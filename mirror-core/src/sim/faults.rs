@@ -385,7 +385,8 @@ impl Cluster {
         self.arbiter.heal(self.now);
         for h in 0..2 {
             self.hosts[h].slow_until = Time(0);
-            self.hosts[h].stuck_until = Time(0);
+            let stuck = self.hosts[h].stuck_until;
+            self.hosts[h].stuck_until = stuck.min(self.now);
             self.heal_disk(h);
             self.heal_host(h);
             if self.hosts[h].process.is_none() {

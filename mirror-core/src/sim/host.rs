@@ -157,6 +157,7 @@ impl Cluster {
             // Whatever the machine held before the mirror's life, it is told from the other.
             let blank = Blank::Garbage(2 + (host.lives % 12) as u8);
             host.disk = new_disk(&self.options, h, blank, &mut host.rng);
+            self.custody.forget_disk(h);
             host.fitness = Fitness::Fit;
             host.trouble = None;
         }

@@ -61,6 +61,13 @@ impl Custody {
         self.named[h] = false;
     }
 
+    /// The machine has another disk, whose counters of changes are others.
+    pub fn forget_disk(&mut self, h: usize) {
+        self.marks[h].at = u64::MAX;
+        self.covered_at = [u64::MAX; 2];
+        self.identical_at = [u64::MAX; 2];
+    }
+
     /// Who serves, or did last.
     pub fn keeper(&self) -> Option<usize> {
         self.keeper
@@ -121,10 +128,15 @@ impl Cluster {
             if let Some(h) = serving.filter(|_| self.custody.complete() == 0) {
                 self.custody.lost[h] &= !self.custody.named[h];
             }
+            if self.in_sync() {
+                self.custody.lost = [false; 2];
+            }
             return;
         }
         self.custody.keeper = serving.or(self.custody.keeper);
-        let (Some(h), false) = (self.custody.keeper, self.client.blind) else {
+        let own = |h: &usize| self.hosts[*h].fitness != Fitness::Clone;
+        let keeper = self.custody.keeper.filter(own);
+        let (Some(h), false) = (keeper, self.client.blind) else {
             return;
         };
         // The disk says what counts; what the node says may not be durable yet.
@@ -140,10 +152,10 @@ impl Cluster {
             self.custody.lost[h] = false;
         }
         self.custody.generation = self.record(h).map_or(Generation::UNBORN, |r| r.generation);
+        if self.in_sync() {
+            self.custody.lost = [false; 2];
+        }
         for other in 0..2 {
-            if !named[other] {
-                self.custody.lost[other] = false;
-            }
             let joins = named[other] && !before[other] && self.custody.watches > 0;
             if joins && let Err(problem) = self.check_flushed_on(other) {
                 self.fail(format!("{} became a holder: {problem}", NAMES[other]));
@@ -166,10 +178,12 @@ impl Cluster {
 
     /// R2: who begins to serve was named a holder by whoever served last.
     pub fn check_right(&self, h: usize) -> Result<(), String> {
-        // With a widening pending the record decides nothing: the peer may be the better copy.
+        // With a widening pending the record decides nothing: the peer may be the better copy. What a
+        // clone says is its peer's.
         let decides = |last: &usize| {
             let holders = self.record(*last).map(|record| record.holders);
-            holders != Some(Holders::Widening)
+            let own = self.hosts[*last].fitness != Fitness::Clone;
+            holders != Some(Holders::Widening) && own
         };
         let keeper = self.custody.keeper.filter(decides);
         let named = keeper.and_then(|last| self.named_by(last));

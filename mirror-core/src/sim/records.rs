@@ -103,6 +103,11 @@ impl Cluster {
         let generation = |record: &Superblock| record.generation;
         let before = self.record(h).map_or(Generation::UNBORN, generation);
         self.read_slots(h);
+        let mut slots = self.custody.slots[h].iter().flatten();
+        if slots.all(|s| s.trust == Trust::Inconsistent) {
+            // What it lost is copied anew.
+            self.custody.lost[h] = false;
+        }
         let Some(record) = self.record(h) else { return };
         let begun = before != record.generation && before != Generation::UNBORN;
         let holds = matches!(record.holders, Holders::Sole | Holders::Both);

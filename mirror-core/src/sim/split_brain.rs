@@ -71,8 +71,6 @@ impl Cluster {
         }
         self.operator.forced = true;
         self.client.blind = true;
-        // The guest's history so far was checked; the budget for what follows is extra.
-        self.options.requests = self.client.asked() + 400;
         self.network
             .cut(100 * SECOND, Break::Clean, &mut self.later);
         self.flush_network();
@@ -84,6 +82,8 @@ impl Cluster {
 
     fn split_force(&mut self, other: usize, until: Time) {
         if self.serving(other) && self.serving(1 - other) {
+            // The guest's history so far was checked; the budget for what follows is extra.
+            self.options.requests = self.options.requests.max(self.client.asked() + 400);
             self.operator.split = SplitBrain::Diverge {
                 acknowledged: self.client.acknowledged,
                 until: Time(self.now.0 + 60 * SECOND),
