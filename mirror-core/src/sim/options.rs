@@ -253,7 +253,7 @@ impl Options {
             ambushes: rng.u8(0..3) > 0,
             heals_without_primary: scenario == Scenario::SaneOperator
                 && arbitration != Arbitration::Wiped
-                && seed % 4 == 0,
+                && seed.is_multiple_of(4),
             sweep: wide && rng.bool(),
             rare_faults: rare_faults(&mut rng, arbitration),
             drift: match rng.u8(0..6) {
