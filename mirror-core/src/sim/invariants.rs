@@ -178,12 +178,17 @@ impl Cluster {
 
     /// R2: who begins to serve was named a holder by whoever served last.
     pub fn check_right(&self, h: usize) -> Result<(), String> {
-        // With a widening pending the record decides nothing: the peer may be the better copy. What a
-        // clone says is its peer's.
+        // With a widening pending the record decides nothing: the peer may be the better copy. Nor does
+        // a generation of a sole holder that was never used: it is withdrawn when the two meet. What
+        // a clone says is its peer's.
         let decides = |last: &usize| {
-            let holders = self.record(*last).map(|record| record.holders);
             let own = self.hosts[*last].fitness != Fitness::Clone;
-            holders != Some(Holders::Widening) && own
+            let record = self.record(*last);
+            own && record.is_none_or(|record| match record.holders {
+                Holders::Widening => false,
+                Holders::Sole => record.used,
+                _ => true,
+            })
         };
         let keeper = self.custody.keeper.filter(decides);
         let named = keeper.and_then(|last| self.named_by(last));
