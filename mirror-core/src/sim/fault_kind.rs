@@ -103,22 +103,10 @@ impl FaultKind {
 pub struct Faults([u64; FaultKind::ALL.len()]);
 
 impl FaultKind {
-    /// Whether the judges of an arbitrated mirror follow it. A replica that changes its id, a disk
-    /// that loses what it promised, and a clock beyond what a lease allows for are stories of
-    /// mirrors without an arbiter.
+    /// Whether the judges of an arbitrated mirror follow it. An image with another's id, and a disk that
+    /// loses what it promised, are stories of mirrors without an arbiter.
     pub(super) fn is_known_to_the_arbiter(self) -> bool {
-        !matches!(
-            self,
-            FaultKind::Lie
-                | FaultKind::RottenSlot
-                | FaultKind::RottenBlock
-                | FaultKind::Misdirected
-                | FaultKind::Replacement
-                | FaultKind::Clone
-                | FaultKind::ClockStop
-                | FaultKind::DiskError
-                | FaultKind::DiskFull
-        )
+        !matches!(self, FaultKind::Lie | FaultKind::Clone)
     }
 }
 

@@ -70,10 +70,17 @@ impl Cluster {
         self.stats.faults.count(FaultKind::ClockStep);
         self.tell(h, "has its clock jump");
         self.hosts[h].clock.step(self.now, span);
-        if self.options.is_arbitrated() {
-            self.client.leases_hold_from = self.now.after(self.options.lease * 2);
-        }
+        self.doubt_leases(0);
         self.replan_tick(h);
+    }
+
+    /// What a lease promises does not hold for `span` nanoseconds, nor for as long as one that was
+    /// given or taken meanwhile may last.
+    fn doubt_leases(&mut self, span: u64) {
+        if self.options.is_arbitrated() {
+            let until = Time(self.now.0 + span).after(self.options.lease * 2);
+            self.client.leases_hold_from = self.client.leases_hold_from.max(until);
+        }
     }
 
     /// The clock stands still for `span` nanoseconds.
@@ -81,6 +88,7 @@ impl Cluster {
         self.stats.faults.count(FaultKind::ClockStop);
         self.tell(h, "has its clock stop");
         self.hosts[h].clock.stop(self.now);
+        self.doubt_leases(span);
         self.hosts[h].excuse(Time(self.now.0 + span));
         self.replan_tick(h);
         self.schedule(span, Event::ClockGoes { host: h });

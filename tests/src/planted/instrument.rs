@@ -187,7 +187,8 @@ fn run_tests(
         cargo(tree, target)
             .args(test)
             .args(arguments)
-            .arg("--no-fail-fast"),
+            .arg("--no-fail-fast")
+            .env("KAGAMI_EXHAUSTIVE_OPERATIONS", "1"),
     )?;
     let said = text(&ran.stdout);
     let failed: Vec<&str> = said
