@@ -3,7 +3,7 @@
 //! A command is looked at when no transition and no agreement is under way; until then it waits.
 
 use super::boundary::{Action, Command, CommandId, PrimaryMode, Severity};
-use super::link::{AfterLoss, Link, Mode, Session};
+use super::link::{AfterLoss, Link, Mode};
 use super::timer::Timer;
 use super::transition::{AfterDemote, AfterShrink, Kind};
 use super::{Node, Phase};
@@ -29,18 +29,18 @@ enum Looked {
 pub(super) struct Waiting {
     command: CommandId,
     what: Command,
-    /// It was given while the two were in sync.
+    /// It was given while the two were connected, or about to be.
     beside_peer: bool,
 }
 
 impl Node {
     /// An operator asks for something.
     pub(super) fn command_arrives(&mut self, command: CommandId, what: Command) {
-        let in_sync = |session: &Session| matches!(session.mode, Mode::InSync);
+        let beside_peer = self.link.session().is_some() || self.link.is_agreeing();
         self.commands.push_back(Waiting {
             command,
             what,
-            beside_peer: self.link.session().is_some_and(in_sync),
+            beside_peer,
         });
     }
 
@@ -91,10 +91,11 @@ impl Node {
             return Looked::Taken;
         }
         match what {
+            // Without an arbiter only the operator's knowledge keeps both from serving, and he asked
+            // for a change of roles of two. With one it costs him another try.
             Command::Primary(PrimaryMode::Ordinary)
-                if waiting.beside_peer && self.link.session().is_none() =>
+                if waiting.beside_peer && self.would_need_lost_peer() =>
             {
-                // Who asked for a change of roles of two did not ask to go on without the peer.
                 self.refuse(command, ErrorId::LostPeer, "the peer was lost; try again");
             }
             Command::Primary(mode) => return self.primary_command(command, mode),
@@ -117,6 +118,13 @@ impl Node {
             }
         }
         Looked::Taken
+    }
+
+    /// Whether a promotion would have to make do without a peer that may hold as much as this node.
+    fn would_need_lost_peer(&self) -> bool {
+        self.role != Role::Primary
+            && self.record.holders != Holders::Sole
+            && self.link.session().is_none()
     }
 
     fn primary_command(&mut self, command: CommandId, mode: PrimaryMode) -> Looked {

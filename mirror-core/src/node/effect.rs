@@ -22,8 +22,8 @@ impl Node {
         let leaves_present_out = active.leaves_present_out;
         match kind {
             Kind::Shrink { .. } => {
-                if leaves_present_out && !self.record.used {
-                    self.record.generation = self.record.ancestry.remove(0);
+                if leaves_present_out {
+                    self.leave_present_out();
                 }
                 self.record.begin_generation(generation);
                 self.record.registered = generation;
@@ -81,16 +81,29 @@ impl Node {
     }
 
     /// Whether the history that is about to grow does so without the present generation: nothing was
-    /// written in it, and the peer, as it greeted, never recorded it. Of an empty generation on top
-    /// of an empty one only the last could be withdrawn, and a peer that goes on from their parent
-    /// would look diverged (design.md R3).
-    pub(super) fn leaves_present_out(&self) -> bool {
-        let present = self.record.generation;
-        let known_there = self.agreeing_with().is_none_or(|theirs| {
-            theirs.generation == present || theirs.ancestry.contains(&present)
+    /// written in it, and the other replica of the pair, as it greets, never recorded it. Of an empty
+    /// generation on top of an empty one only the last could be withdrawn, and a peer that goes on
+    /// from their parent would look diverged (design.md R3).
+    pub(super) fn may_leave_present_out(&self) -> bool {
+        let record = &self.record;
+        let unknown_there = self.agreeing_with().is_some_and(|theirs| {
+            theirs.replica == record.peer_replica
+                && theirs.generation != record.generation
+                && !theirs.ancestry.contains(&record.generation)
         });
-        let stands = self.record.used || self.record.registered == present;
-        !known_there && !stands && !self.record.ancestry.is_empty()
+        let stands = record.used || record.registered == record.generation;
+        unknown_there && !stands && !record.ancestry.is_empty()
+    }
+
+    /// Goes back to the parent of the present generation. No request is submitted while the record
+    /// changes, so it is as empty as it was when that was decided.
+    fn leave_present_out(&mut self) {
+        let record = &mut self.record;
+        let parent = record.ancestry.remove(0);
+        if record.last_common == record.generation {
+            record.last_common = parent;
+        }
+        record.generation = parent;
     }
 
     fn apply_offer(&mut self, whole: bool) {

@@ -214,7 +214,8 @@ impl Node {
             }
             _ => self.next_generation(),
         };
-        let leaves_present_out = matches!(kind, Kind::Shrink { .. }) && self.leaves_present_out();
+        let leaves_present_out =
+            matches!(kind, Kind::Shrink { .. }) && self.may_leave_present_out();
         self.transition.serial = self.transition.serial.wrapping_add(1);
         let serial = self.transition.serial;
         let flushes = (false, false);

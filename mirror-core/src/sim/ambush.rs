@@ -93,26 +93,26 @@ impl Ambush {
     fn set(&mut self, near: Option<usize>, arbitrated: bool) {
         use Crash::{Power, Process};
         let rng = &mut self.rng;
-        let (moment, most) = match rng.u8(0..16) {
-            0..4 if arbitrated => (Moment::Swap, 3),
+        let (moment, most) = match rng.u8(0..if arbitrated { 20 } else { 16 }) {
             0..5 => (Moment::Superblock, 6),
             5..7 => (Moment::Log, 12),
             7..9 => (Moment::Bitmap, 4),
             9..11 => (Moment::Flush, 8),
             11..13 => (Moment::Change, 2),
             13..15 => (Moment::Handshake, 6),
-            _ => (Moment::Copy, 12),
+            15 => (Moment::Copy, 12),
+            _ => (Moment::Swap, 3),
         };
         let crash = if rng.bool() { Power } else { Process };
-        let blow = match rng.u8(0..16) {
-            0..3 if arbitrated => Blow::Replace,
+        let blow = match rng.u8(0..if arbitrated { 19 } else { 16 }) {
             0..5 => Blow::Here(crash),
             5..8 => Blow::There(crash),
             8 => Blow::Both(crash, Power),
             9 => Blow::Both(Process, crash),
             10..12 => Blow::Cut,
             12..15 => Blow::CutThen(crash),
-            _ => Blow::CutOverSlowWrites,
+            15 => Blow::CutOverSlowWrites,
+            _ => Blow::Replace,
         };
         let host = match near {
             Some(host) if rng.u8(0..4) > 0 => host,

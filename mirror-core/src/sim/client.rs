@@ -14,6 +14,9 @@ use std::collections::BTreeMap;
 /// Nanoseconds between two looks at how far reading back has come.
 const VERIFY_GAP: u64 = 1_000_000;
 
+/// Sectors that one request reads at most.
+const MOST_READ: u64 = 256;
+
 /// Reads beyond the usual depth while two nodes serve.
 const SPARE_READS: usize = 8;
 
@@ -191,7 +194,7 @@ impl Client {
         if dice < options.flush_percent {
             Ask::Flush
         } else if dice < options.flush_percent + reads {
-            let (start, count) = self.range(256);
+            let (start, count) = self.range(MOST_READ);
             Ask::Read { start, count }
         } else if dice < options.flush_percent + reads + zeroes {
             let (start, mut count) = self.range(512);
@@ -409,7 +412,9 @@ impl Cluster {
                 if stamps.len() as u64 != count {
                     return Err(format!("{request:?} read {} sectors", stamps.len()));
                 }
-                if self.client.blind || self.now < self.client.leases_hold_from {
+                // Whom the register does not name reads under a lease, or under none.
+                let doubtful = self.now < self.client.leases_hold_from && !self.registered()[host];
+                if self.client.blind || doubtful {
                     self.checker.read_lost(at);
                     return Ok(());
                 }
@@ -426,7 +431,7 @@ impl Cluster {
             ) => {
                 self.stats.acknowledged_writes += 1;
                 self.client.acknowledged[host] += 1;
-                self.client.recent = Some((start, count.min(256)));
+                self.client.recent = Some((start, count.min(MOST_READ)));
                 self.checker
                     .write_acknowledged(number, start, count, durability);
                 match durability {

@@ -128,6 +128,7 @@ impl Cluster {
         let rng = self.hosts[h].rng.fork();
         self.hosts[h].disk = Disk::copy_of(&self.hosts[1 - h].disk, rng);
         self.custody.forget_disk(h);
+        self.hosts[h].astray.clear();
         // As somebody would do it who means well: the image gets the name of its new node.
         for slot in 0..SLOTS {
             let offset = self.options.layout().slot_offset(slot);
@@ -255,8 +256,8 @@ impl Cluster {
             1 => layout.activity_log_offset(from / 3 % ACTIVITY_LOG_BLOCKS),
             _ => layout.bitmap_block_offset(from / 3 % layout.bitmap_blocks),
         };
-        // A block that came from elsewhere does not go back: it would be a write that was lost, which
-        // no checksum tells.
+        // Where a block from elsewhere landed none is taken from: back at its own place it would be a
+        // write that was lost, which no checksum tells.
         let victim = victim.filter(|_| !self.hosts[h].astray.contains(&source));
         if let Some(victim) = victim {
             self.hosts[h].astray.push(victim);

@@ -62,7 +62,7 @@ pub(super) struct Host {
     pub disk: Disk,
     pub fitness: Fitness,
     pub trouble: Option<Trouble>,
-    /// Where metadata blocks landed that belong elsewhere.
+    /// Where metadata blocks landed on this disk that belonged elsewhere.
     pub astray: Vec<u64>,
     pub clock: Clock,
     /// The daemon stands still, and misses these.
@@ -160,6 +160,7 @@ impl Cluster {
             self.custody.forget_disk(h);
             host.fitness = Fitness::Fit;
             host.trouble = None;
+            host.astray.clear();
         }
         let config = NodeConfig {
             cluster: "sim".to_owned(),

@@ -26,6 +26,8 @@ pub(super) struct Custody {
     writers: BTreeMap<String, usize>,
     /// Who serves, or did last.
     keeper: Option<usize>,
+    /// Writes that each had acknowledged when it began its present generation.
+    pub acknowledged_before: [u64; 2],
     /// The generation that it named them in.
     pub generation: Generation,
     /// The superblocks on each disk.
@@ -179,14 +181,15 @@ impl Cluster {
     /// R2: who begins to serve was named a holder by whoever served last.
     pub fn check_right(&self, h: usize) -> Result<(), String> {
         // With a widening pending the record decides nothing: the peer may be the better copy. Nor does
-        // a generation of a sole holder that was never used: it is withdrawn when the two meet. What
-        // a clone says is its peer's.
+        // the claim of a sole holder that acknowledged nothing since. What a clone says is its peer's.
         let decides = |last: &usize| {
             let own = self.hosts[*last].fitness != Fitness::Clone;
             let record = self.record(*last);
             own && record.is_none_or(|record| match record.holders {
                 Holders::Widening => false,
-                Holders::Sole => record.used,
+                Holders::Sole => {
+                    self.client.acknowledged[*last] > self.custody.acknowledged_before[*last]
+                }
                 _ => true,
             })
         };

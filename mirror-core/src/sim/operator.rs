@@ -31,7 +31,7 @@ pub(super) struct Operator {
     storm_ends: Time,
     next_whim: Time,
     /// Until when nobody is promoted: two Secondaries must become holders both by themselves.
-    patient_until: Time,
+    patient_until: Option<Time>,
     /// A command with force was given, so that rules may be overridden.
     pub forced: bool,
     pub split: SplitBrain,
@@ -46,7 +46,7 @@ impl Operator {
             heir: None,
             storm_ends: Time(u64::MAX),
             next_whim: Time(0),
-            patient_until: Time(0),
+            patient_until: None,
             forced: false,
             split: SplitBrain::Not,
             rng,
@@ -334,8 +334,12 @@ impl Cluster {
                 );
             }
         }
-        let nobody = (0..2).all(|h| !self.serving(h)) && !self.is_patient();
-        if nobody && !self.operator.promoting() && self.operator.rng.u32(0..100) < percent {
+        let nobody = (0..2).all(|h| !self.serving(h));
+        if nobody
+            && self.operator.patient_until.is_none()
+            && !self.operator.promoting()
+            && self.operator.rng.u32(0..100) < percent
+        {
             self.promote_somebody();
         }
     }
@@ -387,25 +391,22 @@ impl Cluster {
             deadline: self.now.after(HEAL_TIME),
         };
         self.heal_faults();
-        if self.options.heals_without_primary {
-            self.operator.patient_until = self.now.after(PATIENCE);
-            if let Some(h) = (0..2).find(|h| self.serving(*h)) {
-                self.command(h, Command::Secondary);
-            }
-        }
+        let patience = self.options.heals_without_primary.then_some(PATIENCE);
+        self.operator.patient_until = patience.map(|patience| self.now.after(patience));
     }
 
-    /// Whether the two are left to themselves yet. They must not need it for long.
-    fn is_patient(&mut self) -> bool {
-        if self.operator.patient_until == Time(0) {
-            return false;
-        }
-        if self.both_hold() && self.both_connected() {
-            self.operator.patient_until = Time(0);
-        } else if self.now > self.operator.patient_until {
+    /// Leaves the two to themselves, without a Primary. They must not need it for long.
+    fn wait_without_primary(&mut self) {
+        let Some(until) = self.operator.patient_until else {
+            return;
+        };
+        if let Some(h) = (0..2).find(|h| self.serving(*h) && !self.operator.busy(*h)) {
+            self.command(h, Command::Secondary);
+        } else if self.both_hold() && self.both_connected() {
+            self.operator.patient_until = None;
+        } else if self.now > until {
             self.fail("without a Primary the two do not become holders both".to_owned());
         }
-        true
     }
 
     /// What the operator does at the end, again and again until the two are in sync.
@@ -442,6 +443,7 @@ impl Cluster {
                 self.command(h, Command::ResumeResync);
             }
         }
+        self.wait_without_primary();
         self.care(100);
         let serving = (0..2).find(|h| self.serving(*h));
         let asked_all = match self.source.is_drawn() {

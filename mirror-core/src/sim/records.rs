@@ -111,6 +111,9 @@ impl Cluster {
         let Some(record) = self.record(h) else { return };
         let begun = before != record.generation && before != Generation::UNBORN;
         let holds = matches!(record.holders, Holders::Sole | Holders::Both);
+        if begun {
+            self.custody.acknowledged_before[h] = self.client.acknowledged[h];
+        }
         let served = self.status(h).is_some_and(|s| s.role == Role::Primary);
         let complete = self.custody.named[h] && (!self.custody.lost[h] || served);
         if begun && holds && complete && !self.operator.forced && !self.client.blind {
