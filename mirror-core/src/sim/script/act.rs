@@ -481,8 +481,9 @@ impl World {
             }
             for reason in &status.reasons {
                 let id = reason.split([':', ' ']).next().unwrap_or_default();
-                if id.starts_with("KGM-") {
-                    text.push_str(&format!(" {id}"));
+                match id.starts_with("KGM-") {
+                    true => text.push_str(&format!(" {id}")),
+                    false => text.push_str(&format!("; {reason}")),
                 }
             }
             self.answer(text);

@@ -62,7 +62,11 @@ impl World {
         let records = [0, 1].map(|host| self.record(host));
         for host in self.registered_hosts().unwrap_or_default() {
             let record = records[host].as_ref();
-            if record.is_some_and(|record| record.trust == Trust::Inconsistent) {
+            // Of its first generation the register knows before the replica itself.
+            let copied = |record: &Superblock| {
+                record.trust == Trust::Inconsistent && !record.generation.is_unborn()
+            };
+            if record.is_some_and(copied) {
                 let name = NAMES[host];
                 self.violate(format!(
                     "{name} is Inconsistent, and the register names it a holder"
