@@ -177,6 +177,15 @@ impl Node {
                 format!("{mirror} was initialised before; leave `--initial` away"),
             ));
         }
+        if let Some(form) = self.other_first_form(mode) {
+            return Err(Refusal::new(
+                ErrorId::RightDenied,
+                format!(
+                    "an earlier `kagami primary {mirror} {form}` may have reached the arbiter; \
+                     run that again"
+                ),
+            ));
+        }
         if unborn && !initial {
             return Err(Refusal::new(
                 ErrorId::NeverInitialised,
@@ -221,6 +230,20 @@ impl Node {
             (PrimaryMode::Ordinary, _) if meeting => Ok(None),
             (PrimaryMode::Ordinary, disk) => Err(self.not_up_to_date(disk)),
             (PrimaryMode::Force, _) => Ok(Some(alone)),
+        }
+    }
+
+    /// The other form of a first promotion, if the register may hold its value: a claim in this form
+    /// would be denied, and the one that has won forgotten.
+    fn other_first_form(&self, mode: PrimaryMode) -> Option<&'static str> {
+        let noted = self
+            .record
+            .proposal
+            .filter(|_| self.record.generation.is_unborn())?;
+        match (mode, noted.holders) {
+            (PrimaryMode::Initial, Holders::Both) => Some("--initial --assume-clean"),
+            (PrimaryMode::InitialAssumeClean, Holders::Sole) => Some("--initial"),
+            _ => None,
         }
     }
 

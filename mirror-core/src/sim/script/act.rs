@@ -51,7 +51,7 @@ impl World {
                 let text = match &result {
                     Ok(outcome) if outcome.warnings.is_empty() => "done".to_owned(),
                     Ok(_) => "done, with a warning".to_owned(),
-                    Err(refusal) => format!("refused: {:?}", refusal.id),
+                    Err(refusal) => format!("refused: {:?}: {}", refusal.id, refusal.message),
                 };
                 self.tell(format!("{name} answers: {text}"));
                 let answer = result.map(|_| ()).map_err(|refusal| refusal.id);
