@@ -47,6 +47,8 @@ pub(super) struct Arbiter {
     unreachable: [Time; 2],
     /// Until when requests become stragglers.
     lagging: Time,
+    /// Swaps of each machine on their way, whether or not the asker still lives.
+    swaps: [u32; 2],
     /// Requests and replies of earlier epochs were lost in a restart.
     epoch: u32,
     /// Until when its faults may have held a node up.
@@ -64,6 +66,7 @@ impl Arbiter {
             wiped: false,
             unreachable: [Time(0); 2],
             lagging: Time(0),
+            swaps: [0; 2],
             epoch: 0,
             troubled: Time(0),
             max_delay,
@@ -79,6 +82,11 @@ impl Arbiter {
     /// Whether it has forgotten the mirror: some things can then not go on without an operator.
     pub fn is_wiped(&self) -> bool {
         self.wiped
+    }
+
+    /// Whether the register may change yet by what the machine asked for.
+    pub fn may_swap_for(&self, host: usize) -> bool {
+        self.swaps[host] > 0
     }
 
     /// A machine cannot reach it for `span` nanoseconds.
@@ -160,6 +168,7 @@ impl Cluster {
         };
         if let Some(delay) = self.arbiter.request_delay(self.now, host) {
             if matches!(request, ArbiterRequest::Swap { .. }) {
+                self.arbiter.swaps[host] += 1;
                 self.ambush_sees(host, Moment::Swap, delay);
             }
             self.send_arbiter(delay, asker, Message::Request(request));
@@ -178,6 +187,9 @@ impl Cluster {
 
     /// A request or reply arrives.
     pub fn arbiter_hears(&mut self, asker: Asker, epoch: u32, message: Message) {
+        if matches!(message, Message::Request(ArbiterRequest::Swap { .. })) {
+            self.arbiter.swaps[asker.host] -= 1;
+        }
         if epoch != self.arbiter.epoch {
             return;
         }

@@ -55,10 +55,13 @@ pub(super) enum Rot {
 }
 
 impl Cluster {
-    /// Whether the other copy holds everything, so that this one may be lost for good.
+    /// Whether the other copy holds everything, and will be named for it, so that this one may be lost
+    /// for good. A swap on its way may yet make this one the only holder.
     pub fn may_be_replaced(&mut self, h: usize) -> bool {
         self.sample_custody();
-        self.custody.is_complete(1 - h) && self.options.store_size < LARGEST_REPLACED
+        !self.arbiter.may_swap_for(h)
+            && self.custody.is_complete(1 - h)
+            && self.options.store_size < LARGEST_REPLACED
     }
 
     pub fn trouble(&mut self, h: usize, trouble: Trouble) {
