@@ -499,9 +499,10 @@ impl Node {
     }
 
     /// Ends every request with an error, because the disk or the role is gone. Operations in
-    /// flight go on holding their buffers in the driver; what they leave on the disk is marked
-    /// dirty already, because no peer takes it.
+    /// flight go on holding their buffers in the driver. What they leave on the disk is dirty, also
+    /// while the link still stands: nobody waits for the peer's word on it any more.
     pub(super) fn abort_requests(&mut self, error: GuestError) {
+        self.void_peer_halves();
         self.give_back_claims();
         self.requests.log_queue.clear();
         self.requests.gate_queue.clear();
