@@ -469,7 +469,7 @@ impl Node {
             (SyncFinish, _) => self.source_finished(header),
             (SyncFinished | Promoted, _) => self.peer_answered(header),
             (Promote, Body::Control(bytes)) => self.peer_wants_promotion(&bytes),
-            (PromoteRefused, Body::Control(bytes)) => self.promotion_refused(&bytes),
+            (PromoteRefused, Body::Control(bytes)) => self.promotion_refused(header.id, &bytes),
             (kind, body) => {
                 self.release_body(body);
                 self.protocol_error(&format!("{kind:?} in the middle of a session"));

@@ -417,11 +417,13 @@ impl Node {
         }
     }
 
-    /// The peer does not grant the promotion.
-    pub(super) fn promotion_refused(&mut self, bytes: &[u8]) {
+    /// The peer does not grant the promotion to the generation with the tag `asked`.
+    pub(super) fn promotion_refused(&mut self, asked: u64, bytes: &[u8]) {
         let kind = self.transition.active.as_ref().map(|active| &active.kind);
         match (kind, self.transition.stage()) {
-            (Some(Kind::PromoteTogether { command, .. }), Some(Stage::Ask)) => {
+            (Some(Kind::PromoteTogether { command, lineage }), Some(Stage::Ask))
+                if lineage.generation.tag() == asked =>
+            {
                 let command = *command;
                 self.transition.active = None;
                 let text = format!("{} refused: {}", self.config.peer, text_from(bytes));
@@ -441,7 +443,8 @@ impl Node {
             None => self.begin_transition(Kind::Grant { lineage }),
             Some(objection) => {
                 let generation = self.record.generation.tag();
-                let header = Header::bare(FrameType::PromoteRefused, generation, 0);
+                let asked = lineage.generation.tag();
+                let header = Header::bare(FrameType::PromoteRefused, generation, asked);
                 self.send_control(header, text_bytes(objection).to_vec());
             }
         }
