@@ -130,9 +130,7 @@ impl Cluster {
             if let Some(h) = serving.filter(|_| self.custody.complete() == 0) {
                 self.custody.lost[h] &= !self.custody.named[h];
             }
-            if self.in_sync() {
-                self.custody.lost = [false; 2];
-            }
+            self.forget_losses_in_sync();
             return;
         }
         self.custody.keeper = serving.or(self.custody.keeper);
@@ -154,14 +152,19 @@ impl Cluster {
             self.custody.lost[h] = false;
         }
         self.custody.generation = self.record(h).map_or(Generation::UNBORN, |r| r.generation);
-        if self.in_sync() {
-            self.custody.lost = [false; 2];
-        }
+        self.forget_losses_in_sync();
         for other in 0..2 {
             let joins = named[other] && !before[other] && self.custody.watches > 0;
             if joins && let Err(problem) = self.check_flushed_on(other) {
                 self.fail(format!("{} became a holder: {problem}", NAMES[other]));
             }
+        }
+    }
+
+    /// Copies that are in sync lack nothing any more.
+    fn forget_losses_in_sync(&mut self) {
+        if self.custody.lost != [false; 2] && self.in_sync() {
+            self.custody.lost = [false; 2];
         }
     }
 

@@ -20,7 +20,7 @@ const HEAL_TIME: Duration = Duration::from_secs(240);
 /// How long two nodes may take to become holders both while nobody is Primary.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-const PRIMARY: Command = Command::Primary(PrimaryMode::Ordinary);
+pub(super) const PRIMARY: Command = Command::Primary(PrimaryMode::Ordinary);
 
 /// The operator's notes.
 pub(super) struct Operator {
@@ -100,7 +100,7 @@ impl Cluster {
     }
 
     /// Gives a command of the storm through the recording, one of healing directly.
-    fn order(&mut self, h: usize, what: Command) {
+    pub fn order(&mut self, h: usize, what: Command) {
         match self.phase {
             Phase::Storm => self.stimulate(Stimulus::Command { host: h, what }),
             _ => self.command(h, what),

@@ -119,7 +119,8 @@ impl Cluster {
 
     fn split_stand(&mut self, until: Time) {
         // One end may not have been told of the cut yet.
-        let merged = self.connected(0) && self.connected(1);
+        let copies = |h| self.status(h).is_some_and(|status| status.resync.is_some());
+        let merged = (self.connected(0) && self.connected(1)) || (0..2).any(copies);
         if merged {
             return self.fail("a split brain is merged silently".to_owned());
         }

@@ -6,10 +6,10 @@
 use super::cluster::{Cluster, Event, Phase};
 use super::fault_kind::FaultKind;
 use super::faults::{Crash, draw_millis};
+use super::operator::PRIMARY;
 use super::options::Options;
 use super::split_brain::SplitBrain;
 use super::stimulus::Stimulus;
-use crate::node::boundary::{Command, PrimaryMode};
 use std::time::Duration;
 
 const MILLISECOND: u64 = 1_000_000;
@@ -113,10 +113,7 @@ impl Cluster {
             }
             Takeover::Ask { attempts } => {
                 if !self.serving(heir) && !self.operator.busy(heir) {
-                    self.stimulate(Stimulus::Command {
-                        host: heir,
-                        what: Command::Primary(PrimaryMode::Ordinary),
-                    });
+                    self.order(heir, PRIMARY);
                 }
                 if attempts > 1 && !self.serving(heir) {
                     self.ask_heir(heir, attempts - 1);

@@ -14,7 +14,7 @@ const HANG: &str = "900";
 const BATCHES: (u64, u64) = (25, 800);
 
 /// Quick to compile, and optimised enough.
-const PROFILE: [&str; 2] = ["--profile", "mutants"];
+const PROFILE: &str = "--profile=mutants";
 
 /// A way to find a mistake.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
@@ -101,11 +101,7 @@ impl Instrument {
 
 /// Builds `kagami` and runs seeds until one breaks a rule.
 fn run_seeds(tree: &Path, target: &Path, budget: Duration) -> Result<Attempt, Obstacle> {
-    let built = output(
-        cargo(tree, target)
-            .args(["build", "-p", "tools"])
-            .args(PROFILE),
-    )?;
+    let built = output(cargo(tree, target).args(["build", "-p", "tools", PROFILE]))?;
     if !built.status.success() {
         return Err(Obstacle::Build(text(&built.stderr)));
     }
@@ -172,7 +168,7 @@ fn run_tests(
     target: &Path,
     arguments: &[&str],
 ) -> Result<Attempt, Obstacle> {
-    let test = ["test", "-p", "mirror-core", PROFILE[0], PROFILE[1]];
+    let test = ["test", "-p", "mirror-core", PROFILE];
     let built = output(
         cargo(tree, target)
             .args(test)
