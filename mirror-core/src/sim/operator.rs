@@ -267,10 +267,16 @@ impl Cluster {
                 self.order(h, PRIMARY);
             }
             (11, None) => {
-                // Freshly started and alone: the node itself must know whether it may.
+                // Freshly started and alone: the node itself must know whether it may. One that
+                // was chosen as source and then left alone believes so; only he knows what was
+                // done on the other side since.
                 let fresh = self.hosts[h].process.as_ref().is_some_and(|p| p.fresh)
                     && self.hosts[h].fitness == Fitness::Fit;
-                if fresh && self.hosts[1 - h].process.is_none() {
+                let believes = self
+                    .status(h)
+                    .is_some_and(|status| status.holders == [NAMES[h]]);
+                let knows = !believes || self.custody.may_go_alone(h);
+                if fresh && knows && self.hosts[1 - h].process.is_none() {
                     self.order(h, PRIMARY);
                 }
             }
