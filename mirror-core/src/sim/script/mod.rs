@@ -115,7 +115,9 @@ fn happen(world: &mut World, command: &Command) -> Result<(), String> {
             world.begin_block(true);
             Ok(())
         }
-        Command::Guest(host, ask) => world.ask(*host, *ask).map(|_| ()),
+        Command::Guest(host, asks) => asks
+            .iter()
+            .try_for_each(|ask| world.ask(*host, *ask).map(|_| ())),
         Command::Operator(host, what) => world.command(*host, *what),
         Command::Hold(channel) => {
             world.hold(channel);

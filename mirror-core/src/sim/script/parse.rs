@@ -176,7 +176,8 @@ pub(super) enum ArbiterStep {
 pub(super) enum Command {
     Create([u64; 2], Arbitration),
     Quiet,
-    Guest(Host, Ask),
+    /// A request, or the same one at several places in turn.
+    Guest(Host, Vec<Ask>),
     Operator(Host, boundary::Command),
     Hold(Channel),
     Release(Channel),
@@ -349,23 +350,24 @@ fn arbiter(words: &mut Words<'_>) -> Result<ArbiterStep, String> {
 
 fn guest(verb: &str, words: &mut Words<'_>) -> Result<Command, String> {
     let host = words.host()?;
-    let ask = match verb {
-        "flush" => Ask::Flush,
-        "read" => Ask::Read(words.range()?),
+    let asks = match verb {
+        "flush" => vec![Ask::Flush],
+        "read" => vec![Ask::Read(words.range()?)],
         verb => {
-            let range = words.range()?;
+            let first = words.range()?;
             let fua = words.flag("fua");
-            match verb {
+            let change = |range| match verb {
                 "write" => Ask::Write { range, fua },
                 verb => Ask::Zero {
                     range,
                     may_unmap: verb == "trim",
                     fua,
                 },
-            }
+            };
+            words.repeated(first)?.into_iter().map(change).collect()
         }
     };
-    Ok(Command::Guest(host, ask))
+    Ok(Command::Guest(host, asks))
 }
 
 fn operator(verb: &str, words: &mut Words<'_>) -> Result<Command, String> {
@@ -573,6 +575,19 @@ impl<'a> Words<'a> {
             return Err(format!("a range is made of sectors of {SECTOR} bytes"));
         }
         Ok(ByteRange::new(start, len))
+    }
+
+    /// `1000 times every 4M`, or nothing for once.
+    fn repeated(&mut self, first: ByteRange) -> Result<Vec<ByteRange>, String> {
+        let Some(count) = self.peek().and_then(|word| word.parse().ok()) else {
+            return Ok(vec![first]);
+        };
+        self.0.pop_front();
+        self.exactly("times")?;
+        self.exactly("every")?;
+        let distance = self.bytes("how far apart")?;
+        let at = |n: usize| ByteRange::new(first.start + n as u64 * distance, first.len());
+        Ok((0..count).map(at).collect())
     }
 
     fn request(&mut self) -> Result<u64, String> {
