@@ -458,6 +458,7 @@ impl Pair {
             mirror_size: record.mirror_size,
             generation: record.generation,
             ancestry: record.ancestry.clone(),
+            unused_ancestors: record.unused_ancestors,
             holders: record.holders,
             disk: if born {
                 DiskState::Consistent
@@ -474,7 +475,10 @@ impl Pair {
         for _ in 0..script.u8() % 4 {
             match script.u8() % 16 {
                 0 => hello.generation = self.generation(to, script),
-                1 => hello.ancestry.insert(0, self.generation(to, script)),
+                1 => {
+                    hello.ancestry.insert(0, self.generation(to, script));
+                    hello.unused_ancestors += 1;
+                }
                 2 => hello.ancestry.clear(),
                 3 => hello.disk = *script.pick(&DISKS),
                 4 => hello.role = *script.pick(&ROLES),
@@ -492,6 +496,7 @@ impl Pair {
             }
         }
         hello.ancestry.truncate(64);
+        hello.unused_ancestors = hello.unused_ancestors.min(hello.ancestry.len() as u8);
         hello
     }
 
@@ -504,6 +509,7 @@ impl Pair {
             mirror_size: record.mirror_size,
             generation: record.generation,
             ancestry: record.ancestry.clone(),
+            unused_ancestors: record.unused_ancestors,
             whole: what & 2 != 0,
         };
         if what & 4 != 0 {

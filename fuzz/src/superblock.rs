@@ -106,6 +106,7 @@ fn sample() -> Superblock {
         }),
         in_sync_boot: BootId(9),
         ancestry: vec![generation(2), generation(1)],
+        unused_ancestors: 1,
         last_common: generation(2),
         registered: generation(1),
         asynchronous: AsyncState::default(),

@@ -135,7 +135,13 @@ fn text(it: &Description) -> String {
         say("proposed", proposal.clone());
     }
     for (index, generation) in it.ancestry.iter().enumerate() {
-        say(if index == 0 { "ancestry" } else { "" }, generation.clone());
+        let unused = if index < usize::from(it.unused_ancestors) {
+            ", unused"
+        } else {
+            ""
+        };
+        let name = if index == 0 { "ancestry" } else { "" };
+        say(name, format!("{generation}{unused}"));
     }
     say("last common", id(&it.last_common));
     say("in sync in boot", id(&it.in_sync_boot));
@@ -200,6 +206,7 @@ mod tests {
             holders: "Sole".to_owned(),
             proposal: None,
             ancestry: vec!["1:0a".to_owned(), "0:0b".to_owned()],
+            unused_ancestors: 1,
             last_common: "1:0a".to_owned(),
             in_sync_boot: "0".repeat(32),
             active_extents: Some(vec![3, 9]),
@@ -214,7 +221,7 @@ mod tests {
             "mirror id       none",
             "mirrored size   not yet agreed",
             "flags           was Primary, every block counts as dirty",
-            "ancestry        1:0a",
+            "ancestry        1:0a, unused",
             "                0:0b",
             "activity log    2 extents (8 MiB) 3 9",
             "dirty           12 KiB (12288 bytes)",

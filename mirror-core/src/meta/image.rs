@@ -104,6 +104,8 @@ pub struct Description {
     pub proposal: Option<String>,
     /// Generations before, newest first.
     pub ancestry: Vec<String>,
+    /// How many of the newest of those nothing was written in, so that they may be withdrawn.
+    pub unused_ancestors: u8,
     /// The newest generation that both replicas shared.
     pub last_common: String,
     /// The boot in which the replicas were last in sync.
@@ -217,6 +219,7 @@ pub fn describe<E>(
             .iter()
             .map(ToString::to_string)
             .collect(),
+        unused_ancestors: superblock.unused_ancestors,
         last_common: superblock.last_common.to_string(),
         in_sync_boot: superblock.in_sync_boot.to_string(),
         names: [superblock.cluster, superblock.mirror_name, superblock.node],

@@ -12,6 +12,7 @@ use crate::fields::{
 };
 use crate::limits::{ACTIVITY_LOG_SLOTS, BLOCK, EXTENT, MAX_ANCESTRY};
 use crate::types::{ArbiterId, BootId, Generation, Holders, MirrorId, ReplicaId};
+use std::cmp::Ordering;
 use std::mem::offset_of;
 use thiserror::Error;
 use zerocopy::byteorder::little_endian::{U32, U64, U128};
@@ -96,6 +97,10 @@ pub struct Superblock {
     pub in_sync_boot: BootId,
     /// Generations before [`Superblock::generation`], newest first, at most [`MAX_ANCESTRY`].
     pub ancestry: Vec<Generation>,
+    /// How many of the newest ancestors are generations in which nothing was written, and which the
+    /// arbiter's register never named: they may be withdrawn together with a present one of that
+    /// kind (design.md R3).
+    pub unused_ancestors: u8,
     /// The newest generation that both replicas shared; never dropped from the ancestry.
     pub last_common: Generation,
     /// The generation that the arbiter's register names, as far as this replica knows. Planned
@@ -174,7 +179,7 @@ struct RawSuperblock {
     holders: u8,
     proposal_holders: u8,
     ancestry_len: u8,
-    reserved0: u8,
+    unused_ancestors: u8,
     generation: RawGeneration,
     proposal: RawGeneration,
     last_common: RawGeneration,
@@ -235,6 +240,7 @@ impl Superblock {
             proposal: None,
             in_sync_boot: BootId::NONE,
             ancestry: Vec::new(),
+            unused_ancestors: 0,
             last_common: Generation::UNBORN,
             registered: Generation::UNBORN,
             asynchronous: AsyncState::default(),
@@ -244,6 +250,11 @@ impl Superblock {
     /// Starts `generation` as a descendant of the current one, with nothing written in it yet.
     pub fn begin_generation(&mut self, generation: Generation) {
         if !self.generation.is_unborn() {
+            self.unused_ancestors = if self.stands() {
+                0
+            } else {
+                self.unused_ancestors.saturating_add(1)
+            };
             self.ancestry.insert(0, self.generation);
             self.forget_oldest();
         }
@@ -251,22 +262,38 @@ impl Superblock {
         self.used = false;
     }
 
+    /// Whether the present generation may not be withdrawn: something was written in it, or the
+    /// arbiter's register named it, or one that this replica alone went on from.
+    fn stands(&self) -> bool {
+        let named = self.registered == self.generation || self.holders == Holders::Sole;
+        self.used || (named && !self.arbiter.is_none())
+    }
+
     /// Keeps the ancestry within its bound. What goes is the oldest generation but for two: without
     /// the last one that both replicas shared they would look unrelated, and without the one in the
-    /// register this replica would look like a stranger to the arbiter.
+    /// register this replica would look like a stranger to the arbiter. When the one goes that a
+    /// withdrawal of the unused ones would go back to, these stand from then on: what is left below
+    /// them is older than the last write.
     fn forget_oldest(&mut self) {
         while self.ancestry.len() > MAX_ANCESTRY {
             let kept = [self.last_common, self.registered];
             let oldest = self.ancestry.iter().rposition(|g| !kept.contains(g));
-            self.ancestry.remove(oldest.unwrap_or(MAX_ANCESTRY));
+            let gone = oldest.unwrap_or(MAX_ANCESTRY);
+            self.ancestry.remove(gone);
+            self.unused_ancestors = match gone.cmp(&self.unused_ancestors.into()) {
+                Ordering::Less => self.unused_ancestors - 1,
+                Ordering::Equal => 0,
+                Ordering::Greater => self.unused_ancestors,
+            };
         }
     }
 
     /// Takes over another replica's history, as a target does from its source.
-    pub fn adopt_history(&mut self, generation: Generation, ancestry: &[Generation]) {
+    pub fn adopt_history(&mut self, generation: Generation, ancestry: &[Generation], unused: u8) {
         self.generation = generation;
         self.ancestry = ancestry.to_vec();
         self.ancestry.truncate(MAX_ANCESTRY);
+        self.unused_ancestors = unused;
     }
 
     /// Where this superblock goes: slots take turns.
@@ -299,7 +326,7 @@ impl Superblock {
             holders: holders_byte(self.holders),
             proposal_holders: self.proposal.map_or(0, |p| holders_byte(p.holders)),
             ancestry_len: self.ancestry.len().min(MAX_ANCESTRY) as u8,
-            reserved0: 0,
+            unused_ancestors: self.unused_ancestors,
             generation: self.generation.into(),
             proposal: proposal.into(),
             last_common: self.last_common.into(),
@@ -350,6 +377,9 @@ impl Superblock {
         }
         let ancestry =
             parse_ancestry(&raw.ancestry, raw.ancestry_len).ok_or(SlotError::Field("ancestry"))?;
+        if usize::from(raw.unused_ancestors) > ancestry.len() {
+            return Err(SlotError::Field("unused ancestors"));
+        }
         let proposal = match (Generation::from(raw.proposal), raw.proposal_holders) {
             (generation, 0) if generation.is_unborn() => None,
             (generation, holders) => Some(Proposal {
@@ -377,6 +407,7 @@ impl Superblock {
             proposal,
             in_sync_boot: BootId(raw.in_sync_boot.get()),
             ancestry,
+            unused_ancestors: raw.unused_ancestors,
             last_common: raw.last_common.into(),
             registered: raw.registered.into(),
             asynchronous: AsyncState {
@@ -476,6 +507,7 @@ pub(crate) mod tests {
             }),
             in_sync_boot: BootId(9),
             ancestry: vec![generation(2), generation(1)],
+            unused_ancestors: 1,
             last_common: generation(2),
             registered: generation(1),
             asynchronous: AsyncState {
@@ -501,7 +533,7 @@ pub(crate) mod tests {
         assert_eq!(&bytes[16..24], [7, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(crc32fast::hash(&bytes), GOLDEN_CRC);
     }
-    const GOLDEN_CRC: u32 = 1_994_086_685;
+    const GOLDEN_CRC: u32 = 3_492_801_011;
 
     /// docs/format.md, "Superblock slot".
     #[test]
@@ -531,7 +563,7 @@ pub(crate) mod tests {
         assert_eq!(offset_of!(RawSuperblock, holders), 136);
         assert_eq!(offset_of!(RawSuperblock, proposal_holders), 137);
         assert_eq!(offset_of!(RawSuperblock, ancestry_len), 138);
-        assert_eq!(offset_of!(RawSuperblock, reserved0), 139);
+        assert_eq!(offset_of!(RawSuperblock, unused_ancestors), 139);
         assert_eq!(offset_of!(RawSuperblock, generation), 140);
         assert_eq!(offset_of!(RawSuperblock, proposal), 164);
         assert_eq!(offset_of!(RawSuperblock, last_common), 188);
@@ -663,6 +695,56 @@ pub(crate) mod tests {
         assert!(superblock.ancestry.contains(&superblock.last_common));
         assert!(superblock.ancestry.contains(&superblock.registered));
         assert_eq!(superblock.ancestry[0].counter, 198);
+    }
+
+    /// Generations that may be withdrawn are counted from the newest on, as long as the one that
+    /// was written in below them is known.
+    #[test]
+    fn unused_ancestors_are_counted_while_what_they_follow_is_known() {
+        let generation = |counter: u64| Generation {
+            counter,
+            id: GenerationId(counter.into()),
+        };
+        let mut superblock = sample();
+        superblock.arbiter = ArbiterId::NONE;
+        superblock.begin_generation(generation(10));
+        assert_eq!(superblock.unused_ancestors, 0, "generation 3 was used");
+        for counter in 11..40 {
+            superblock.begin_generation(generation(counter));
+        }
+        assert_eq!(superblock.unused_ancestors, 29);
+        assert_eq!(superblock.ancestry[29].counter, 3);
+        superblock.used = true;
+        superblock.begin_generation(generation(40));
+        assert_eq!(superblock.unused_ancestors, 0);
+        // Generation 39 is forgotten, and 2 and 1 are not: going back to them would lose a write.
+        let mut was = 0;
+        while superblock.ancestry.contains(&generation(39)) {
+            was = superblock.unused_ancestors;
+            superblock.begin_generation(generation(superblock.generation.counter + 1));
+        }
+        assert_eq!(usize::from(was), MAX_ANCESTRY - 3);
+        assert_eq!(superblock.unused_ancestors, 0);
+
+        for (used, holders, registered, counts) in [
+            (false, Holders::Both, 1, 1),
+            (true, Holders::Both, 1, 0),
+            (false, Holders::Sole, 1, 0),
+            (false, Holders::Both, 3, 0),
+        ] {
+            let mut superblock = Superblock {
+                used,
+                holders,
+                registered: superblock.ancestry[MAX_ANCESTRY - 1],
+                unused_ancestors: 0,
+                ..sample()
+            };
+            if registered == 3 {
+                superblock.registered = superblock.generation;
+            }
+            superblock.begin_generation(generation(4));
+            assert_eq!(superblock.unused_ancestors, counts, "{used} {holders:?}");
+        }
     }
 
     proptest! {

@@ -95,6 +95,7 @@ impl Node {
             mirror_size: record.mirror_size,
             generation: record.generation,
             ancestry: record.ancestry.clone(),
+            unused_ancestors: record.unused_ancestors,
             holders: record.holders,
             // What an operator threw away is offered to nobody, whatever the disk still says.
             disk: if self.invalidating.is_some() {
@@ -402,6 +403,7 @@ impl Node {
             mirror_size: self.record.mirror_size,
             generation: self.record.generation,
             ancestry: self.record.ancestry.clone(),
+            unused_ancestors: self.record.unused_ancestors,
             whole,
         }
     }

@@ -291,6 +291,7 @@ impl Node {
                     mirror_size,
                     generation: self.first_generation(Holders::Both),
                     ancestry: Vec::new(),
+                    unused_ancestors: 0,
                     whole: true,
                 };
                 Ok(Kind::PromoteTogether { command, lineage })
@@ -313,6 +314,8 @@ impl Node {
                 let lineage = Lineage {
                     generation,
                     ancestry,
+                    // Whoever records it knows of its own whether the one before was used.
+                    unused_ancestors: 0,
                     ..self.lineage(false)
                 };
                 Ok(Kind::PromoteTogether { command, lineage })

@@ -19,12 +19,8 @@ impl Node {
             return;
         };
         let (kind, generation) = (active.kind.clone(), active.generation);
-        let leaves_present_out = active.leaves_present_out;
         match kind {
             Kind::Shrink { .. } => {
-                if leaves_present_out {
-                    self.leave_present_out();
-                }
                 self.record.begin_generation(generation);
                 self.record.registered = generation;
                 // A Primary shrinks because writes wait to be acknowledged in the new generation.
@@ -80,32 +76,6 @@ impl Node {
         }
     }
 
-    /// Whether the history that is about to grow does so without the present generation: nothing was
-    /// written in it, and the other replica of the pair, as it greets, never recorded it. Of an empty
-    /// generation on top of an empty one only the last could be withdrawn, and a peer that goes on
-    /// from their parent would look diverged (design.md R3).
-    pub(super) fn may_leave_present_out(&self) -> bool {
-        let record = &self.record;
-        let unknown_there = self.agreeing_with().is_some_and(|theirs| {
-            theirs.replica == record.peer_replica
-                && theirs.generation != record.generation
-                && !theirs.ancestry.contains(&record.generation)
-        });
-        let stands = record.used || record.registered == record.generation;
-        unknown_there && !stands && !record.ancestry.is_empty()
-    }
-
-    /// Goes back to the parent of the present generation. No request is submitted while the record
-    /// changes, so it is as empty as it was when that was decided.
-    fn leave_present_out(&mut self) {
-        let record = &mut self.record;
-        let parent = record.ancestry.remove(0);
-        if record.last_common == record.generation {
-            record.last_common = parent;
-        }
-        record.generation = parent;
-    }
-
     fn apply_offer(&mut self, whole: bool) {
         if let Some(theirs) = self.agreeing_with() {
             self.record.peer_replica = theirs.replica;
@@ -134,7 +104,11 @@ impl Node {
         let record = &mut self.record;
         record.arbiter = arbiter;
         record.proposal = None;
-        record.adopt_history(lineage.generation, &lineage.ancestry);
+        record.adopt_history(
+            lineage.generation,
+            &lineage.ancestry,
+            lineage.unused_ancestors,
+        );
         record.mirror = lineage.mirror;
         record.mirror_size = lineage.mirror_size;
         record.peer_replica = peer_replica;
@@ -165,18 +139,21 @@ impl Node {
             self.record.all_dirty = true;
         }
         self.was_sole = self.record.holders == Holders::Sole;
+        let was_incomplete = self.record.trust == Trust::Inconsistent && !first;
+        let unused_at_source = usize::from(self.record.unused_ancestors);
+        self.record.begin_generation(generation);
         if !self.was_sole {
             self.record.registered = generation;
         }
-        let was_incomplete = self.record.trust == Trust::Inconsistent && !first;
-        self.record.begin_generation(generation);
         if was_incomplete {
             // What is promoted here is not the generation it was a copy in the making of, nor any
             // before it: the two must look diverged, so that an operator decides between them.
             // Nothing may be withdrawn to hide that: neither this claim, nor on the other side the
-            // generation that was copied, which would leave its parent.
+            // generation that was copied with the unused ones before it, which would leave their
+            // parent.
             let ancestry = &mut self.record.ancestry;
-            ancestry.drain(..ancestry.len().min(2));
+            ancestry.drain(..ancestry.len().min(2 + unused_at_source));
+            self.record.unused_ancestors = 0;
             self.record.used = true;
             self.bitmap.mark_all();
             self.record.all_dirty = true;

@@ -114,11 +114,12 @@ impl<'a> History<'a> {
         }
     }
 
-    /// The history of `hello` without its last generation, if nothing was written in that one and
-    /// it is not in the register (design.md R3). At the very first generation there is nothing to
-    /// go back to.
+    /// The history of `hello` without its last generations, as far as nothing was written in them
+    /// and they are not in the register (design.md R3). At the very first generation there is
+    /// nothing to go back to.
     fn withdrawn(hello: &'a Hello) -> Option<History<'a>> {
-        let (parent, ancestry) = hello.ancestry.split_first()?;
+        let before = hello.ancestry.get(hello.unused_ancestors.into()..)?;
+        let (parent, ancestry) = before.split_first()?;
         let stands = hello.used || hello.is_registered_sole();
         (!stands).then_some(History {
             generation: *parent,
@@ -338,6 +339,7 @@ mod tests {
             peer_replica: ReplicaId(peer),
             generation: generation(2),
             ancestry: vec![generation(1)],
+            unused_ancestors: 0,
             role: Role::Secondary,
             was_primary: false,
             used: true,
@@ -518,7 +520,7 @@ mod tests {
 
     #[test]
     fn divergence_needs_an_operator_unless_nothing_was_written() {
-        let split = |used_a: bool, used_b: bool, change: fn(&mut Hello, &mut Hello)| {
+        let split = |used_a: bool, used_b: bool, change: &dyn Fn(&mut Hello, &mut Hello)| {
             cell(|a, b| {
                 went_on(a, 3);
                 went_on(b, 4);
@@ -527,25 +529,34 @@ mod tests {
             })
         };
         assert_eq!(
-            split(true, true, |_, _| ()),
+            split(true, true, &|_, _| ()),
             Verdict::Refuse(ErrorId::SplitBrain)
         );
-        assert_eq!(split(true, true, |a, _| a.discard = true), TARGET);
-        assert_eq!(split(true, true, |_, b| b.discard = true), SOURCE);
+        assert_eq!(split(true, true, &|a, _| a.discard = true), TARGET);
+        assert_eq!(split(true, true, &|_, b| b.discard = true), SOURCE);
         assert_eq!(
-            split(true, true, |a, b| (a.discard, b.discard) = (true, true)),
+            split(true, true, &|a, b| (a.discard, b.discard) = (true, true)),
             Verdict::Refuse(ErrorId::BothDiscard)
         );
         assert_eq!(
-            split(true, true, |a, _| (a.discard, a.role) =
+            split(true, true, &|a, _| (a.discard, a.role) =
                 (true, Role::Primary)),
             Verdict::Refuse(ErrorId::PrimaryIsBehind)
         );
         // Story 8: an unused generation is withdrawn.
-        assert_eq!(split(false, true, |_, _| ()), TARGET);
-        assert_eq!(split(true, false, |_, _| ()), SOURCE);
-        assert_eq!(split(false, false, |_, _| ()), TARGET);
-        assert_eq!(split(false, false, |a, _| a.role = Role::Primary), SOURCE);
+        assert_eq!(split(false, true, &|_, _| ()), TARGET);
+        assert_eq!(split(true, false, &|_, _| ()), SOURCE);
+        assert_eq!(split(false, false, &|_, _| ()), TARGET);
+        assert_eq!(split(false, false, &|a, _| a.role = Role::Primary), SOURCE);
+        // So are all those on top of each other, and none below one that was used.
+        let on_top = |unused_ancestors: u8| {
+            split(false, true, &move |a, _| {
+                went_on(a, 5);
+                a.unused_ancestors = unused_ancestors;
+            })
+        };
+        assert_eq!(on_top(0), Verdict::Refuse(ErrorId::SplitBrain));
+        assert_eq!(on_top(1), TARGET);
         let unrelated = |discard: bool| {
             cell(|a, _| {
                 a.generation = generation(77);
@@ -566,12 +577,13 @@ mod tests {
                 Holders::Nobody, Holders::Both, Holders::Sole, Holders::Widening, Holders::Peer]),
             disk in prop::sample::select(vec![
                 DiskState::Inconsistent, DiskState::Outdated, DiskState::Consistent, DiskState::UpToDate]),
-            primary in any::<bool>(), flags in any::<[bool; 4]>(), dirty in 0u64..2,
+            primary in any::<bool>(), flags in any::<[bool; 4]>(), dirty in 0u64..2, unused in 0u8..3,
         ) -> Hello {
             let [was_primary, used, stayed_up, discard] = flags;
             Hello {
                 replica: ReplicaId(replica), peer_replica: ReplicaId(peer),
                 generation: if g == 0 { Generation::UNBORN } else { generation(g) },
+                unused_ancestors: unused.min(forebears.iter().filter(|f| **f != g).count() as u8),
                 ancestry: forebears.into_iter().filter(|f| *f != g).map(generation).collect(),
                 holders, disk, role: if primary { Role::Primary } else { Role::Secondary },
                 was_primary, used, stayed_up, discard, dirty_bytes: dirty * 4096,

@@ -163,8 +163,6 @@ pub(super) struct Active {
     flushes: (bool, bool),
     /// The generation to be, of the kinds that begin one.
     pub(super) generation: Generation,
-    /// Whether that one takes the place of the present one instead of following it.
-    pub(super) leaves_present_out: bool,
     /// Tells this transition's flushes from those of one that was given up.
     serial: u32,
 }
@@ -214,8 +212,6 @@ impl Node {
             }
             _ => self.next_generation(),
         };
-        let leaves_present_out =
-            matches!(kind, Kind::Shrink { .. }) && self.may_leave_present_out();
         self.transition.serial = self.transition.serial.wrapping_add(1);
         let serial = self.transition.serial;
         let flushes = (false, false);
@@ -225,7 +221,6 @@ impl Node {
             since: self.now,
             flushes,
             generation,
-            leaves_present_out,
             serial,
         });
         self.enter_stage();

@@ -7,7 +7,7 @@ use crate::fields::{
 };
 use crate::limits::MAX_ANCESTRY;
 use crate::types::{ArbiterId, DiskState, Generation, Holders, MirrorId, ReplicaId, Role};
-use zerocopy::byteorder::little_endian::{U16, U32, U64, U128};
+use zerocopy::byteorder::little_endian::{U16, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// What a node says of itself at the start of a connection. Its layout never changes; newer
@@ -38,6 +38,8 @@ pub struct Hello {
     pub generation: Generation,
     /// Generations before it, newest first.
     pub ancestry: Vec<Generation>,
+    /// How many of the newest of those may be withdrawn together with an unused generation.
+    pub unused_ancestors: u8,
     /// Who holds it.
     pub holders: Holders,
     /// What the data may be taken for.
@@ -69,7 +71,8 @@ struct RawHello {
     used: u8,
     stayed_up: u8,
     discard: u8,
-    reserved: U32,
+    unused_ancestors: u8,
+    reserved: [u8; 3],
     cluster: [u8; NAME_LEN],
     mirror_name: [u8; NAME_LEN],
     node: [u8; NAME_LEN],
@@ -113,6 +116,11 @@ fn parse_disk(byte: u8) -> Option<DiskState> {
     .find(|state| disk_byte(*state) == byte)
 }
 
+/// Of `len` ancestors no more than all can be unused.
+fn parse_unused(count: u8, len: u8) -> Option<u8> {
+    (count <= len).then_some(count)
+}
+
 fn role_byte(role: Role) -> u8 {
     match role {
         Role::Unknown => 0,
@@ -147,7 +155,8 @@ impl Hello {
             used: self.used.into(),
             stayed_up: self.stayed_up.into(),
             discard: self.discard.into(),
-            reserved: U32::ZERO,
+            unused_ancestors: self.unused_ancestors,
+            reserved: [0; 3],
             cluster: name_field(&self.cluster),
             mirror_name: name_field(&self.mirror_name),
             node: name_field(&self.node),
@@ -192,6 +201,7 @@ impl Hello {
                 mirror_size: raw.mirror_size.get(),
                 generation: raw.generation.into(),
                 ancestry: parse_ancestry(&raw.ancestry, raw.ancestry_len)?,
+                unused_ancestors: parse_unused(raw.unused_ancestors, raw.ancestry_len)?,
                 holders: parse_holders(raw.holders)?,
                 disk: parse_disk(raw.disk)?,
                 role: parse_role(raw.role)?,
@@ -218,6 +228,8 @@ pub struct Lineage {
     pub generation: Generation,
     /// Generations before it, newest first.
     pub ancestry: Vec<Generation>,
+    /// How many of the newest of those nothing was written in.
+    pub unused_ancestors: u8,
     /// Of a resync: all blocks are copied. Of a promotion: it is the first, and the operator says
     /// that both replicas are equal.
     pub whole: bool,
@@ -231,7 +243,8 @@ struct RawLineage {
     generation: RawGeneration,
     whole: u8,
     ancestry_len: u8,
-    reserved: [u8; 6],
+    unused_ancestors: u8,
+    reserved: [u8; 5],
     ancestry: [RawGeneration; MAX_ANCESTRY],
 }
 
@@ -244,7 +257,8 @@ impl Lineage {
             generation: self.generation.into(),
             whole: self.whole.into(),
             ancestry_len: self.ancestry.len().min(MAX_ANCESTRY) as u8,
-            reserved: [0; 6],
+            unused_ancestors: self.unused_ancestors,
+            reserved: [0; 5],
             ancestry: ancestry_field(&self.ancestry),
         }
         .as_bytes()
@@ -268,6 +282,7 @@ impl Lineage {
                 mirror_size: raw.mirror_size.get(),
                 generation,
                 ancestry: parse_ancestry(&raw.ancestry, raw.ancestry_len)?,
+                unused_ancestors: parse_unused(raw.unused_ancestors, raw.ancestry_len)?,
                 whole: parse_flag(raw.whole)?,
             })
         };
@@ -407,6 +422,7 @@ pub(crate) mod tests {
             mirror_size: 1 << 29,
             generation: generation(3),
             ancestry: vec![generation(2), generation(1)],
+            unused_ancestors: 1,
             holders: Holders::Both,
             disk: DiskState::UpToDate,
             role: Role::Primary,
@@ -429,6 +445,7 @@ pub(crate) mod tests {
             mirror: MirrorId(7),
             mirror_size: 1 << 20,
             generation: generation(9),
+            unused_ancestors: 1,
             ancestry: (0..MAX_ANCESTRY as u64)
                 .map(|n| generation(n + 1))
                 .collect(),
@@ -452,11 +469,11 @@ pub(crate) mod tests {
     #[test]
     fn golden_bytes() {
         let bytes = sample().encode();
-        assert_eq!(&bytes[..12], [1, 0, 3, 0, 2, 1, 6, 1, 1, 0, 1, 0]);
+        assert_eq!(&bytes[..13], [1, 0, 3, 0, 2, 1, 6, 1, 1, 0, 1, 0, 1]);
         assert_eq!(&bytes[16..24], b"branch7\0");
         assert_eq!(crc32fast::hash(&bytes), GOLDEN_CRC);
     }
-    const GOLDEN_CRC: u32 = 393_103_830;
+    const GOLDEN_CRC: u32 = 760_539_306;
 
     /// docs/format.md, "Payloads".
     #[test]
@@ -472,7 +489,8 @@ pub(crate) mod tests {
         assert_eq!(offset_of!(RawHello, used), 9);
         assert_eq!(offset_of!(RawHello, stayed_up), 10);
         assert_eq!(offset_of!(RawHello, discard), 11);
-        assert_eq!(offset_of!(RawHello, reserved), 12);
+        assert_eq!(offset_of!(RawHello, unused_ancestors), 12);
+        assert_eq!(offset_of!(RawHello, reserved), 13);
         assert_eq!(offset_of!(RawHello, cluster), 16);
         assert_eq!(offset_of!(RawHello, mirror_name), 80);
         assert_eq!(offset_of!(RawHello, node), 144);
@@ -491,7 +509,8 @@ pub(crate) mod tests {
         assert_eq!(offset_of!(RawLineage, generation), 24);
         assert_eq!(offset_of!(RawLineage, whole), 48);
         assert_eq!(offset_of!(RawLineage, ancestry_len), 49);
-        assert_eq!(offset_of!(RawLineage, reserved), 50);
+        assert_eq!(offset_of!(RawLineage, unused_ancestors), 50);
+        assert_eq!(offset_of!(RawLineage, reserved), 51);
         assert_eq!(offset_of!(RawLineage, ancestry), 56);
         assert_eq!(size_of::<RawLineage>(), 1592);
     }
@@ -524,6 +543,7 @@ pub(crate) mod tests {
                 mirror_size: 1 << 20,
                 generation,
                 ancestry: Vec::new(),
+                unused_ancestors: 0,
                 whole: false,
             };
             let kind = FrameType::SyncStart;

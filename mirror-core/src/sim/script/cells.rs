@@ -54,6 +54,7 @@ fn usual(replica: u128) -> Hello {
         mirror_size: 8 << 20,
         generation: Generation::UNBORN,
         ancestry: Vec::new(),
+        unused_ancestors: 0,
         holders: Holders::Both,
         disk: DiskState::Consistent,
         role: Role::Secondary,
@@ -94,6 +95,7 @@ fn assign(hello: &mut Hello, word: &str) -> Result<(), String> {
         "pair" => hello.mirror = MirrorId(number.into()),
         "mirrored" => hello.mirror_size = number,
         "disk" => hello.data_size = number,
+        "unused-ancestors" => hello.unused_ancestors = number.try_into().map_err(|_| unknown())?,
         _ => return Err(unknown()),
     }
     Ok(())
