@@ -123,16 +123,18 @@ impl Cluster {
 
     /// Learns from the node that serves, or did last, who holds everything.
     pub fn sample_custody(&mut self) {
-        let serving = (0..2).find(|h| self.serving(*h));
         if self.options.is_arbitrated() {
             // The register says who is named, and was looked at when it changed. Where every copy
-            // had lost something, what serves again is the copy that counts from then on.
-            if let Some(h) = serving.filter(|_| self.custody.complete() == 0) {
-                self.custody.lost[h] &= !self.custody.named[h];
+            // had lost something, what serves again is the copy that counts from then on; a Primary
+            // that does not know yet that it was replaced may seem to serve beside it.
+            let in_force = (0..2).find(|h| self.serving(*h) && self.custody.named[*h]);
+            if let Some(h) = in_force.filter(|_| self.custody.complete() == 0) {
+                self.custody.lost[h] = false;
             }
             self.forget_losses_in_sync();
             return;
         }
+        let serving = (0..2).find(|h| self.serving(*h));
         self.custody.keeper = serving.or(self.custody.keeper);
         let own = |h: &usize| self.hosts[*h].fitness != Fitness::Clone;
         let keeper = self.custody.keeper.filter(own);
