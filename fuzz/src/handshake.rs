@@ -496,7 +496,8 @@ impl Pair {
             }
         }
         hello.ancestry.truncate(64);
-        hello.unused_ancestors = hello.unused_ancestors.min(hello.ancestry.len() as u8);
+        let most = hello.ancestry.len().saturating_sub(1) as u8;
+        hello.unused_ancestors = hello.unused_ancestors.min(most);
         hello
     }
 

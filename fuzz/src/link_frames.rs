@@ -76,14 +76,19 @@ fn check_message(header: &Header, payload: &[u8]) {
                     assert!(name.len() <= MAX_NAME);
                 }
                 assert!(hello.ancestry.len() <= MAX_ANCESTRY);
-                assert!(usize::from(hello.unused_ancestors) <= hello.ancestry.len());
+                assert!(
+                    usize::from(hello.unused_ancestors) <= hello.ancestry.len().saturating_sub(1)
+                );
                 assert_eq!(Hello::decode(&hello.encode()), Ok(hello));
             }
         }
         FrameType::SyncStart | FrameType::Promote => {
             if let Ok(lineage) = Lineage::decode(kind, payload) {
                 assert!(lineage.ancestry.len() <= MAX_ANCESTRY);
-                assert!(usize::from(lineage.unused_ancestors) <= lineage.ancestry.len());
+                assert!(
+                    usize::from(lineage.unused_ancestors)
+                        <= lineage.ancestry.len().saturating_sub(1)
+                );
                 assert!(lineage.mirror_size >= MIN_DATA_SIZE);
                 assert_eq!(Lineage::decode(kind, &lineage.encode()), Ok(lineage));
             }
@@ -161,7 +166,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         mirror_size: 1 << 29,
         generation: generation(4),
         ancestry: vec![generation(3)],
-        unused_ancestors: 1,
+        unused_ancestors: 0,
         whole: true,
     };
     let state = PeerState {

@@ -81,6 +81,11 @@ pub(crate) fn parse_ancestry(
     )
 }
 
+/// How many of `len` ancestors are unused: never all of them.
+pub(crate) fn parse_unused(count: u8, len: u8) -> Option<u8> {
+    (count == 0 || count < len).then_some(count)
+}
+
 /// Whether a data area or mirrored device can be of this size, in bytes.
 pub(crate) fn plausible_size(size: u64) -> bool {
     (MIN_DATA_SIZE..=MAX_DATA_SIZE).contains(&size) && size.is_multiple_of(BLOCK)

@@ -8,7 +8,8 @@
 use super::{Layout, META_BLOCK, checksum};
 use crate::fields::{
     MAX_COUNTER, MAX_TRUSTED_COUNTER, NAME_LEN, RawGeneration, ancestry_field, holders_byte,
-    name_field, parse_ancestry, parse_flag, parse_holders, parse_name, plausible_size,
+    name_field, parse_ancestry, parse_flag, parse_holders, parse_name, parse_unused,
+    plausible_size,
 };
 use crate::limits::{ACTIVITY_LOG_SLOTS, BLOCK, EXTENT, MAX_ANCESTRY};
 use crate::types::{ArbiterId, BootId, Generation, Holders, MirrorId, ReplicaId};
@@ -97,9 +98,9 @@ pub struct Superblock {
     pub in_sync_boot: BootId,
     /// Generations before [`Superblock::generation`], newest first, at most [`MAX_ANCESTRY`].
     pub ancestry: Vec<Generation>,
-    /// How many of the newest ancestors are generations in which nothing was written, and which the
-    /// arbiter's register never named: they may be withdrawn together with a present one of that
-    /// kind (design.md R3).
+    /// How many of the newest ancestors are generations in which nothing was written, which only
+    /// this replica had, and which the arbiter's register never named: they may be withdrawn
+    /// together with a present one of that kind (design.md R3). Fewer than there are ancestors.
     pub unused_ancestors: u8,
     /// The newest generation that both replicas shared; never dropped from the ancestry.
     pub last_common: Generation,
@@ -262,11 +263,16 @@ impl Superblock {
         self.used = false;
     }
 
-    /// Whether the present generation may not be withdrawn: something was written in it, or the
-    /// arbiter's register named it, or one that this replica alone went on from.
+    /// Whether the present generation is one that later ones are never withdrawn together with:
+    /// something was written in it, or both replicas had it, or the arbiter's register names it, or
+    /// this replica is its sole holder by the arbiter's word. So is the first: there is nothing to
+    /// go back to before it.
     fn stands(&self) -> bool {
         let named = self.registered == self.generation || self.holders == Holders::Sole;
-        self.used || (named && !self.arbiter.is_none())
+        self.used
+            || self.last_common == self.generation
+            || (named && !self.arbiter.is_none())
+            || self.ancestry.is_empty()
     }
 
     /// Keeps the ancestry within its bound. What goes is the oldest generation but for two: without
@@ -377,9 +383,8 @@ impl Superblock {
         }
         let ancestry =
             parse_ancestry(&raw.ancestry, raw.ancestry_len).ok_or(SlotError::Field("ancestry"))?;
-        if usize::from(raw.unused_ancestors) > ancestry.len() {
-            return Err(SlotError::Field("unused ancestors"));
-        }
+        let unused_ancestors = parse_unused(raw.unused_ancestors, raw.ancestry_len)
+            .ok_or(SlotError::Field("unused ancestors"))?;
         let proposal = match (Generation::from(raw.proposal), raw.proposal_holders) {
             (generation, 0) if generation.is_unborn() => None,
             (generation, holders) => Some(Proposal {
@@ -407,7 +412,7 @@ impl Superblock {
             proposal,
             in_sync_boot: BootId(raw.in_sync_boot.get()),
             ancestry,
-            unused_ancestors: raw.unused_ancestors,
+            unused_ancestors,
             last_common: raw.last_common.into(),
             registered: raw.registered.into(),
             asynchronous: AsyncState {
@@ -725,26 +730,37 @@ pub(crate) mod tests {
         }
         assert_eq!(usize::from(was), MAX_ANCESTRY - 3);
         assert_eq!(superblock.unused_ancestors, 0);
+    }
 
-        for (used, holders, registered, counts) in [
-            (false, Holders::Both, 1, 1),
-            (true, Holders::Both, 1, 0),
-            (false, Holders::Sole, 1, 0),
-            (false, Holders::Both, 3, 0),
-        ] {
-            let mut superblock = Superblock {
-                used,
-                holders,
-                registered: superblock.ancestry[MAX_ANCESTRY - 1],
-                unused_ancestors: 0,
-                ..sample()
-            };
-            if registered == 3 {
-                superblock.registered = superblock.generation;
-            }
-            superblock.begin_generation(generation(4));
-            assert_eq!(superblock.unused_ancestors, counts, "{used} {holders:?}");
-        }
+    #[test]
+    fn what_stands_is_not_counted_as_unused() {
+        let unused = Superblock {
+            used: false,
+            holders: Holders::Both,
+            unused_ancestors: 0,
+            ..sample()
+        };
+        let counted = |change: fn(&mut Superblock)| {
+            let mut superblock = unused.clone();
+            change(&mut superblock);
+            superblock.begin_generation(Generation {
+                counter: 4,
+                id: GenerationId(4),
+            });
+            superblock.unused_ancestors
+        };
+        assert_eq!(counted(|_| ()), 1);
+        assert_eq!(counted(|it| it.used = true), 0);
+        assert_eq!(counted(|it| it.last_common = it.generation), 0);
+        assert_eq!(counted(|it| it.registered = it.generation), 0);
+        assert_eq!(counted(|it| it.holders = Holders::Sole), 0);
+        assert_eq!(counted(|it| it.ancestry.clear()), 0);
+        // Without an arbiter nothing is registered.
+        let alone = |it: &mut Superblock| {
+            (it.arbiter, it.holders) = (ArbiterId::NONE, Holders::Sole);
+            it.registered = it.generation;
+        };
+        assert_eq!(counted(alone), 1);
     }
 
     proptest! {

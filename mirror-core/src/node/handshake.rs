@@ -583,7 +583,7 @@ mod tests {
             Hello {
                 replica: ReplicaId(replica), peer_replica: ReplicaId(peer),
                 generation: if g == 0 { Generation::UNBORN } else { generation(g) },
-                unused_ancestors: unused.min(forebears.iter().filter(|f| **f != g).count() as u8),
+                unused_ancestors: unused.min((forebears.iter().filter(|f| **f != g).count() as u8).saturating_sub(1)),
                 ancestry: forebears.into_iter().filter(|f| *f != g).map(generation).collect(),
                 holders, disk, role: if primary { Role::Primary } else { Role::Secondary },
                 was_primary, used, stayed_up, discard, dirty_bytes: dirty * 4096,

@@ -3,7 +3,7 @@
 use super::{FrameType, WireError};
 use crate::fields::{
     MAX_PEER_COUNTER, NAME_LEN, RawGeneration, ancestry_field, holders_byte, name_field,
-    parse_ancestry, parse_flag, parse_holders, parse_name, plausible_size,
+    parse_ancestry, parse_flag, parse_holders, parse_name, parse_unused, plausible_size,
 };
 use crate::limits::MAX_ANCESTRY;
 use crate::types::{ArbiterId, DiskState, Generation, Holders, MirrorId, ReplicaId, Role};
@@ -116,11 +116,6 @@ fn parse_disk(byte: u8) -> Option<DiskState> {
     .find(|state| disk_byte(*state) == byte)
 }
 
-/// Of `len` ancestors no more than all can be unused.
-fn parse_unused(count: u8, len: u8) -> Option<u8> {
-    (count <= len).then_some(count)
-}
-
 fn role_byte(role: Role) -> u8 {
     match role {
         Role::Unknown => 0,
@@ -228,7 +223,7 @@ pub struct Lineage {
     pub generation: Generation,
     /// Generations before it, newest first.
     pub ancestry: Vec<Generation>,
-    /// How many of the newest of those nothing was written in.
+    /// Of a resync: how many of the newest of those may be withdrawn with an unused generation.
     pub unused_ancestors: u8,
     /// Of a resync: all blocks are copied. Of a promotion: it is the first, and the operator says
     /// that both replicas are equal.
