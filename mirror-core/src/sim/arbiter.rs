@@ -12,7 +12,7 @@
 
 use super::ambush::Moment;
 use super::cluster::{Cluster, Event};
-use super::host::NAMES;
+use super::host::{Fitness, NAMES};
 use crate::node::boundary::{ArbiterAnswer, ArbiterRequest, AskId, Input};
 use crate::types::{ArbiterId, Register, ReplicaId, Time};
 use std::collections::HashSet;
@@ -250,14 +250,16 @@ impl Cluster {
         }
         let named = self.registered();
         let was = self.custody.named;
-        self.custody.named = named;
+        // A disk that was given up may still ask; it is about to be replaced, and counts no more.
+        let fit = [0, 1].map(|h| self.hosts[h].fitness == Fitness::Fit);
+        self.custody.named = [named[0] && fit[0], named[1] && fit[1]];
         if self.operator.forced || self.client.blind {
             return;
         }
         if before.is_none() || named == was {
             return;
         }
-        for h in 0..2 {
+        for h in (0..2).filter(|h| fit[*h]) {
             let sole = named[h] && !named[1 - h];
             let checked = match (sole, was[h]) {
                 (true, _) => self.check_present_on(h),

@@ -396,7 +396,8 @@ impl Cluster {
             self.stats.errors += 1;
             let disk_erred = self.hosts[host].process.as_ref().is_some_and(|p| p.erred);
             let expected = match error {
-                GuestError::NotPrimary => true,
+                // Requests under way when it stops are not waited for.
+                GuestError::NotPrimary => !self.serving(host),
                 GuestError::Io => disk_erred,
                 GuestError::OutOfRange => false,
             };
@@ -434,6 +435,7 @@ impl Cluster {
                 self.client.recent = Some((start, count.min(MOST_READ)));
                 self.checker
                     .write_acknowledged(number, start, count, durability);
+                self.check_registered_have(host, pending.since, (start, count))?;
                 match durability {
                     Durability::Durable => self.check_durable(host, &[(start, count)]),
                     Durability::Volatile => Ok(()),
@@ -455,11 +457,11 @@ impl Cluster {
         self.tell(host, if serving { "serves" } else { "serves no more" });
         if !serving {
             self.orphan(host);
-            return Ok(());
+            return self.check_stopping(host);
         }
         let other = self.hosts[1 - host].process.as_ref();
         // With an arbiter, a Primary that was cut off may not know yet that it is replaced.
-        let unknowing = self.options.is_arbitrated();
+        let unknowing = self.options.is_arbitrated() && !self.custody.named[1 - host];
         let sane = self.options.scenario == Scenario::SaneOperator;
         if other.is_some_and(|p| p.serving) && sane && !unknowing {
             return Err(format!("serves while {} serves", NAMES[1 - host]));

@@ -347,6 +347,7 @@ impl Cluster {
                 }
                 self.hosts[h].disk.lose_power();
                 self.hosts[h].boot = BootId(self.hosts[h].rng.u128(1..));
+                self.hosts[h].powerless_at = self.now;
                 self.power_was_lost(h);
             }
         }

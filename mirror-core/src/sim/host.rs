@@ -73,6 +73,8 @@ pub(super) struct Host {
     /// A pause or a stopped clock lasts until then: waiting is no wonder.
     pub excused_until: Time,
     pub boot: BootId,
+    /// When it lost power last.
+    pub powerless_at: Time,
     pub lives: u32,
     pub slow_until: Time,
     pub slowness: u32,
@@ -98,6 +100,7 @@ impl Host {
             missed: VecDeque::new(),
             crash_in: None,
             excused_until: Time(0),
+            powerless_at: Time(0),
             boot: BootId(rng.u128(1..)),
             lives: 0,
             slow_until: Time(0),

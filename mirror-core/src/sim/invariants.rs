@@ -113,8 +113,11 @@ impl Cluster {
             self.check_clone(h);
         }
         self.check_records();
-        if self.custody.watches.is_multiple_of(8) {
+        if self.custody.watches.is_multiple_of(4) {
             self.check_covered();
+        }
+        if self.custody.watches.is_multiple_of(64) {
+            self.check_complete();
         }
         if self.quiet() && (self.custody.watches.is_multiple_of(4) || self.phase != Phase::Storm) {
             self.check_identical();
@@ -128,6 +131,7 @@ impl Cluster {
             // had lost something, what serves again is the copy that counts from then on; a Primary
             // that does not know yet that it was replaced may seem to serve beside it.
             let in_force = (0..2).find(|h| self.serving(*h) && self.custody.named[*h]);
+            self.custody.keeper = in_force.or(self.custody.keeper);
             if let Some(h) = in_force.filter(|_| self.custody.complete() == 0) {
                 self.custody.lost[h] = false;
             }
@@ -183,8 +187,14 @@ impl Cluster {
         }
     }
 
-    /// R2: who begins to serve was named a holder by whoever served last.
+    /// R2: who begins to serve was named a holder by whoever served last, or is by the register.
     pub fn check_right(&self, h: usize) -> Result<(), String> {
+        if self.options.is_arbitrated() {
+            return match self.custody.named[h] {
+                true => Ok(()),
+                false => Err("serves, and the register does not name it".to_owned()),
+            };
+        }
         // With a widening pending the record decides nothing: the peer may be the better copy. Nor does
         // the claim of a sole holder that acknowledged nothing since. What a clone says is its peer's.
         let decides = |last: &usize| {
@@ -249,7 +259,58 @@ impl Cluster {
         Ok(())
     }
 
-    /// The machine is about to lose power. Call [`Cluster::power_was_lost`] after it did.
+    /// Who serves goes on until its operator, its disk or the arbiter stops it.
+    pub fn check_stopping(&self, h: usize) -> Result<(), String> {
+        let replaced = self.options.is_arbitrated() && !self.registered()[h];
+        let erred = self.hosts[h].process.as_ref().is_none_or(|p| p.erred);
+        if self.operator.busy(h) || replaced || erred || self.operator.forced {
+            return Ok(());
+        }
+        Err("stops serving, and nobody asked for that".to_owned())
+    }
+
+    /// R2: a write that is acknowledged by whom the register does not name is on those that it does,
+    /// unless they lost power since it was asked for.
+    pub fn check_registered_have(
+        &mut self,
+        by: usize,
+        since: Time,
+        (start, count): (u64, u64),
+    ) -> Result<(), String> {
+        let other = 1 - by;
+        let named = self.custody.named;
+        let judged = self.options.is_arbitrated() && !self.client.blind && !named[by];
+        if !judged || !named[other] || self.hosts[other].powerless_at > since {
+            return Ok(());
+        }
+        for sector in start..start + count {
+            let value = self.hosts[other].disk.view(sector);
+            self.checker
+                .present_allowed(sector, value)
+                .map_err(|problem| {
+                    format!(
+                        "acknowledged without a right, and on {}: {problem}",
+                        NAMES[other]
+                    )
+                })?;
+        }
+        Ok(())
+    }
+
+    /// Every copy that is complete has all that was acknowledged.
+    fn check_complete(&mut self) {
+        for h in [0, 1] {
+            let judged = self.custody.is_complete(h)
+                && self.hosts[h].fitness == Fitness::Fit
+                && !self.client.blind
+                && !self.operator.forced;
+            if judged && let Err(problem) = self.check_image(h, Disk::view) {
+                self.fail(format!("{} is a holder: {problem}", NAMES[h]));
+            }
+        }
+    }
+
+    /// The machine has lost power.
     pub fn power_was_lost(&mut self, h: usize) {
         let before = self.custody.complete();
         self.custody.lost[h] = true;
@@ -345,7 +406,7 @@ impl Cluster {
 
     /// Everything that was acknowledged is durable on this disk, flushed or not.
     pub fn check_present_on(&mut self, h: usize) -> Result<(), String> {
-        // As below.
+        // See [`Cluster::check_durable_on`].
         if self.hosts[h].disk.honesty() == Honesty::Lying {
             return Ok(());
         }

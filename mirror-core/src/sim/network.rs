@@ -489,9 +489,8 @@ impl Network {
         self.stalled[from] = false;
         for index in self.live() {
             let side = 1 - from;
-            for (at, _) in &self.connections[index].pipes[side] {
-                // Due or not, one more look at the pipe does no harm.
-                let _ = at;
+            // Due or not, one more look at the pipe does no harm.
+            for _ in &self.connections[index].pipes[side] {
                 later.push((
                     1,
                     NetworkEvent::Deliver {

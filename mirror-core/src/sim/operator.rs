@@ -223,7 +223,7 @@ impl Cluster {
         self.operator.next_whim = Time(self.now.0 + self.operator.rng.u64(gap / 4..gap * 2));
         let h = self.operator.rng.usize(0..2);
         let serving = (0..2).find(|h| self.serving(*h));
-        match (self.operator.rng.u8(0..13), serving) {
+        match (self.operator.rng.u8(0..14), serving) {
             (0..3, Some(s)) => {
                 // A handover: the heir is promoted once nobody serves.
                 let heir = if self.operator.rng.u8(0..4) == 0 {

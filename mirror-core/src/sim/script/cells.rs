@@ -80,6 +80,7 @@ fn apply(hello: &mut Hello, word: &str) -> Result<(), String> {
         "stayed-up" => hello.stayed_up = true,
         "discard" => hello.discard = true,
         "dirty" => hello.dirty_bytes = 4096,
+        "arbitrated" => hello.arbiter = ArbiterId(1),
         word => return assign(hello, word),
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! What guests were promised, and whether those whom the register names can keep it.
 
-use super::disk::sectors;
+use super::disk::{LEFTOVER, sectors};
 use super::parse::{Ask, Host};
 use super::words::runs;
 use super::world::World;
@@ -84,7 +84,7 @@ impl World {
 
     fn check_holder_has(&mut self, holder: Host, range: ByteRange, number: u64) {
         let disk = &self.machines[holder].disk;
-        if sectors(range).any(|sector| disk.sector(sector) < number) {
+        if sectors(range).any(|sector| is_older(disk.sector(sector), number)) {
             let name = NAMES[holder];
             self.violate(format!(
                 "#{number} is acknowledged, and the register's {name} lacks it"
@@ -107,7 +107,7 @@ impl World {
         for host in self.registered_hosts().unwrap_or_default() {
             let disk = &self.machines[host].disk;
             let written = self.promises.acknowledged.iter();
-            let lacks = |(sector, by): &(&u64, &u64)| disk.sector(**sector) < **by;
+            let lacks = |(sector, by): &(&u64, &u64)| is_older(disk.sector(**sector), **by);
             let lacking: Vec<u64> = written.filter(lacks).map(|(sector, _)| *sector).collect();
             if !lacking.is_empty() {
                 let (name, runs) = (NAMES[host], runs(&lacking));
@@ -132,7 +132,7 @@ impl World {
         let disk = &self.machines[host].disk;
         let lacking: Vec<u64> = written
             .iter()
-            .filter(|(sector, by)| disk.durable(**sector) < **by)
+            .filter(|(sector, by)| is_older(disk.durable(**sector), **by))
             .map(|(sector, _)| *sector)
             .collect();
         if !lacking.is_empty() {
@@ -155,4 +155,10 @@ impl World {
                 .any(|host| machines[*host].disk.sector(*sector) >= *by)
         });
     }
+}
+
+/// Whether a disk's value is not the request's, nor that of a later one. What a disk held before it came
+/// here is older than all.
+fn is_older(value: u64, number: u64) -> bool {
+    value < number || value == LEFTOVER
 }
