@@ -279,6 +279,8 @@ impl Node {
             Severity::Info,
             format!("Primary in generation {generation}"),
         );
+        // As Secondary it asked for leases in vain.
+        self.begin_leasing();
     }
 
     /// First generation, and the operator said that both replicas are equal.

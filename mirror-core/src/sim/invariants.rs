@@ -298,7 +298,7 @@ impl Cluster {
     }
 
     /// Every copy that is complete has all that was acknowledged.
-    fn check_complete(&mut self) {
+    pub fn check_complete(&mut self) {
         for h in [0, 1] {
             let judged = self.custody.is_complete(h)
                 && self.hosts[h].fitness == Fitness::Fit

@@ -17,6 +17,9 @@ use std::time::Duration;
 /// How long healing may take, of virtual time.
 const HEAL_TIME: Duration = Duration::from_secs(240);
 
+/// How long a fault may still show after it ended.
+const CALM: Duration = Duration::from_secs(5);
+
 /// How long two nodes may take to become holders both while nobody is Primary.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -32,6 +35,10 @@ pub(super) struct Operator {
     next_whim: Time,
     /// Until when nobody is promoted: two Secondaries must become holders both by themselves.
     patient_until: Option<Time>,
+    /// Since when no fault can be the cause of a loss of the link.
+    calm_from: Time,
+    /// Both were seen to be holders since: they stay that.
+    healed: bool,
     /// A command with force was given, so that rules may be overridden.
     pub forced: bool,
     pub split: SplitBrain,
@@ -47,6 +54,8 @@ impl Operator {
             storm_ends: Time(u64::MAX),
             next_whim: Time(0),
             patient_until: None,
+            calm_from: Time(u64::MAX),
+            healed: false,
             forced: false,
             split: SplitBrain::Not,
             rng,
@@ -223,7 +232,7 @@ impl Cluster {
         self.operator.next_whim = Time(self.now.0 + self.operator.rng.u64(gap / 4..gap * 2));
         let h = self.operator.rng.usize(0..2);
         let serving = (0..2).find(|h| self.serving(*h));
-        match (self.operator.rng.u8(0..14), serving) {
+        match (self.operator.rng.u8(0..15), serving) {
             (0..3, Some(s)) => {
                 // A handover: the heir is promoted once nobody serves.
                 let heir = if self.operator.rng.u8(0..4) == 0 {
@@ -257,6 +266,13 @@ impl Cluster {
                 self.order(h, Command::Connect { discard_my_data });
             }
             (13, _) => self.command_both(h),
+            // Its peer is down, and it cannot know what its operator does: that it has everything.
+            (14, None) if self.hosts[1 - h].process.is_none() => {
+                self.sample_custody();
+                if self.custody.is_complete(h) && self.hosts[h].fitness == Fitness::Fit {
+                    self.order(h, Command::Primary(PrimaryMode::Force));
+                }
+            }
             // Both are asked at once: at most one may win.
             (10, None) if self.both_connected() && !self.operator.promoting() => {
                 self.order(h, PRIMARY);
@@ -397,6 +413,9 @@ impl Cluster {
             deadline: self.now.after(HEAL_TIME),
         };
         self.heal_faults();
+        if self.options.patience_suffices() {
+            self.operator.calm_from = self.now.after(CALM);
+        }
         let patience = self.options.heals_without_primary.then_some(PATIENCE);
         self.operator.patient_until = patience.map(|patience| self.now.after(patience));
     }
@@ -421,6 +440,7 @@ impl Cluster {
             // Only an operator's re-arming would bring the mirror back; what it must not do
             // meanwhile was watched for long enough.
             if Time(self.now.0 + HEAL_TIME.as_nanos() as u64 * 9 / 10) > deadline {
+                self.check_complete();
                 self.phase = Phase::Over;
             }
             return self.care(100);
@@ -451,6 +471,12 @@ impl Cluster {
         }
         self.wait_without_primary();
         self.care(100);
+        let both_hold = self.both_hold();
+        if self.operator.healed && !both_hold {
+            return self.fail("one is no holder any more, and no fault is left".to_owned());
+        }
+        let calm = self.now >= self.operator.calm_from;
+        self.operator.healed |= calm && both_hold && self.in_sync();
         let serving = (0..2).find(|h| self.serving(*h));
         let asked_all = match self.source.is_drawn() {
             true => self.client.asked() >= self.options.requests,
@@ -459,7 +485,7 @@ impl Cluster {
         // A guest that could ask little because nobody served asks no more.
         let done = asked_all || self.now.after(HEAL_TIME / 2) > deadline;
         self.client.held |= done;
-        if serving.is_some() && done && self.quiet() && self.in_sync() && self.both_hold() {
+        if serving.is_some() && done && self.quiet() && self.in_sync() && both_hold {
             self.converged();
         }
     }

@@ -333,6 +333,14 @@ impl Options {
         self.arbitration != Arbitration::Unarbitrated
     }
 
+    /// Whether a peer that is not faulty is always heard, and always answers, in good time: the worst
+    /// moments of disks and link are far below what is waited.
+    pub(super) fn patience_suffices(&self) -> bool {
+        let patience = self.stall_timeout.min(self.lease / 2);
+        let disk = self.disk_latency * self.disk_bias.factor() as u32;
+        !self.disk_spikes && patience > 200 * self.network_delay.max(disk)
+    }
+
     /// The world of the enumerated cases (`exhaustive.rs`): nothing happens that a case does not
     /// name, and everything is fast.
     pub(super) fn fixed(store_size: u64, arbitration: Arbitration) -> Options {
