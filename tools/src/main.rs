@@ -3,6 +3,7 @@
 //! Every verb but `create`, `dump-metadata`, `check`, `demo` and `completions` asks the daemon of
 //! one node over its control socket; nothing here decides about data.
 
+mod broken_pipe;
 mod check;
 mod client;
 mod context;
@@ -28,6 +29,7 @@ use options::{Options, Verb};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    broken_pipe::end_quietly();
     // A wrong command line ends here, with exit code 2.
     let options = Options::parse();
     match run(options) {

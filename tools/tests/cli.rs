@@ -1,6 +1,7 @@
 //! The program as a script meets it: standard output, standard error, exit codes.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Output};
 use tempfile::TempDir;
@@ -191,4 +192,18 @@ fn completions_for_a_shell() {
             .unwrap()
             .contains("dump-metadata")
     );
+}
+
+/// `kagami … | head -n 1`
+#[test]
+fn a_reader_that_has_enough_is_no_mistake() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let ended = Command::new(env!("CARGO_BIN_EXE_kagami"))
+        .args(["completions", "bash"])
+        .stdout(writer)
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&ended.stderr), "");
+    assert_eq!(ended.status.signal(), Some(libc::SIGPIPE));
 }
