@@ -161,6 +161,9 @@ fn judge_seeds(ran: &Output, from: u64, batch: u64) -> Result<Option<Find>, Obst
     }
 }
 
+/// The test that runs all golden scripts.
+const GOLDEN: &str = "scripts_tell_what_happens";
+
 /// Runs tests of the core; what fails has found the mistake.
 fn run_tests(
     by: Instrument,
@@ -191,11 +194,16 @@ fn run_tests(
         .lines()
         .filter_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED"))
         .collect();
+    let (told, problem) = told(&said).unwrap_or_default();
+    let named = |test: &&str| match *test {
+        GOLDEN => told.clone(),
+        other => other.to_owned(),
+    };
     let witness = match ran.status.code() {
         Some(0) => None,
         Some(124) => Some("a test that never ends".to_owned()),
         _ if failed.is_empty() => return Err(Obstacle::Program(text(&ran.stderr))),
-        _ => Some(failed.join(", ")),
+        _ => Some(failed.iter().map(named).collect::<Vec<_>>().join(", ")),
     };
     Ok(Attempt {
         by,
@@ -204,9 +212,28 @@ fn run_tests(
         find: witness.map(|witness| Find {
             by,
             witness,
-            problem: String::new(),
+            problem,
         }),
     })
+}
+
+/// The first golden script in which a rule was broken, and how; else the first that told another
+/// story than before, which is less: it may be as good.
+fn told(said: &str) -> Option<(String, String)> {
+    let about = |line: &str| {
+        let (file, what) = line.split_once(".txt: ")?;
+        let (name, _) = file.split_once('-')?;
+        Some((
+            name.to_owned(),
+            what.strip_prefix("VIOLATION ").map(str::to_owned),
+        ))
+    };
+    let all: Vec<(String, Option<String>)> = said.lines().filter_map(about).collect();
+    let broken = all
+        .iter()
+        .find_map(|(name, rule)| Some((format!("script {name}"), rule.clone()?)));
+    let other = |(name, _): &(String, _)| (format!("the text of script {name}"), String::new());
+    broken.or(all.first().map(other))
 }
 
 /// The tests of the core that tell a story without chance.
@@ -258,4 +285,20 @@ fn used() -> Duration {
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broken_rule_counts_more_than_another_text() {
+        let other = "05-the-unflushed-asker.txt: line 3:\n  golden: x\n  now:    y";
+        let broken = "z9-the-log-is-full.txt: VIOLATION 4K differs";
+        let pair = |witness: &str, problem: &str| Some((witness.to_owned(), problem.to_owned()));
+        assert_eq!(told("nothing"), None);
+        assert_eq!(told(other), pair("the text of script 05", ""));
+        let both = format!("{other}\n{broken}");
+        assert_eq!(told(&both), pair("script z9", "4K differs"));
+    }
 }

@@ -52,9 +52,13 @@ fn witness(attempt: &Attempt) -> String {
         Instrument::Scripts | Instrument::Unit => {
             let names: Vec<&str> = find.witness.split(", ").collect();
             let first = names[0].rsplit("::").next().unwrap_or(names[0]);
+            let first = match first.contains("script ") {
+                true => first.to_owned(),
+                false => format!("`{first}`"),
+            };
             match names.len() {
-                1 => format!("`{first}`"),
-                more => format!("`{first}` and {} more", more - 1),
+                1 => first,
+                more => format!("{first} and {} more", more - 1),
             }
         }
     }
