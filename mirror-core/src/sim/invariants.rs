@@ -116,7 +116,7 @@ impl Cluster {
         if self.custody.watches.is_multiple_of(4) {
             self.check_covered();
         }
-        if self.custody.watches.is_multiple_of(64) {
+        if self.custody.watches.is_multiple_of(256) {
             self.check_complete();
         }
         if self.quiet() && (self.custody.watches.is_multiple_of(4) || self.phase != Phase::Storm) {
