@@ -65,7 +65,7 @@ impl Cluster {
             .record(h)
             .is_some_and(|record| record.holders == Holders::Sole);
         !self.arbiter.may_swap_for(h)
-            && !(sole && !self.options.is_arbitrated())
+            && (!sole || self.options.is_arbitrated())
             && self.custody.is_complete(1 - h)
             && self.options.store_size < LARGEST_REPLACED
     }
