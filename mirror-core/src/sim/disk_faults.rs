@@ -25,7 +25,6 @@ use crate::meta::activity_log::Transaction;
 use crate::meta::superblock::Superblock;
 use crate::meta::{ACTIVITY_LOG_BLOCKS, SLOTS};
 use crate::node::boundary::DiskError;
-use crate::types::Holders;
 
 /// The largest store that an empty disk is resynced to within the time that healing has.
 const LARGEST_REPLACED: u64 = 1 << 30;
@@ -61,11 +60,8 @@ impl Cluster {
     /// that calls itself the only holder may have told the other that it becomes its copy.
     pub fn may_be_replaced(&mut self, h: usize) -> bool {
         self.sample_custody();
-        let sole = self
-            .record(h)
-            .is_some_and(|record| record.holders == Holders::Sole);
         !self.arbiter.may_swap_for(h)
-            && (!sole || self.options.is_arbitrated())
+            && (!self.claims_alone(h) || self.options.is_arbitrated())
             && self.custody.is_complete(1 - h)
             && self.options.store_size < LARGEST_REPLACED
     }

@@ -174,13 +174,16 @@ impl Cluster {
         }
     }
 
+    /// Whether the node's disk says that it is the sole holder.
+    pub fn claims_alone(&self, h: usize) -> bool {
+        self.record(h)
+            .is_some_and(|record| record.holders == Holders::Sole)
+    }
+
     /// A promotion of this node was not answered: if its disk says that it is the sole holder, it is
     /// in charge, whether or not it ever served.
     pub fn look_up_keeper(&mut self, h: usize) {
-        let sole = self
-            .record(h)
-            .is_some_and(|record| record.holders == Holders::Sole);
-        if sole && !self.options.is_arbitrated() && !self.client.blind {
+        if self.claims_alone(h) && !self.options.is_arbitrated() && !self.client.blind {
             self.custody.keeper = Some(h);
             self.custody.named = [h == 0, h == 1];
             self.custody.lost[1 - h] = false;
@@ -252,7 +255,17 @@ impl Cluster {
 
     /// Every sector of the replica, as `look` sees it, holds a value that a guest may read now.
     fn check_image(&mut self, h: usize, look: fn(&Disk, u64) -> u64) -> Result<(), String> {
-        for sector in self.checker.touched() {
+        let touched = self.checker.touched();
+        self.check_sectors(h, look, touched)
+    }
+
+    fn check_sectors(
+        &mut self,
+        h: usize,
+        look: fn(&Disk, u64) -> u64,
+        sectors: impl IntoIterator<Item = u64>,
+    ) -> Result<(), String> {
+        for sector in sectors {
             let value = look(&self.hosts[h].disk, sector);
             self.checker.present_allowed(sector, value)?;
         }
@@ -283,18 +296,11 @@ impl Cluster {
         if !judged || !named[other] || self.hosts[other].powerless_at > since {
             return Ok(());
         }
-        for sector in start..start + count {
-            let value = self.hosts[other].disk.view(sector);
-            self.checker
-                .present_allowed(sector, value)
-                .map_err(|problem| {
-                    format!(
-                        "acknowledged without a right, and on {}: {problem}",
-                        NAMES[other]
-                    )
-                })?;
-        }
-        Ok(())
+        self.check_sectors(other, Disk::view, start..start + count)
+            .map_err(|problem| {
+                let name = NAMES[other];
+                format!("acknowledged without a right, and on {name}: {problem}")
+            })
     }
 
     /// Every copy that is complete has all that was acknowledged.

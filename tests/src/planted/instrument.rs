@@ -194,7 +194,8 @@ fn run_tests(
         .lines()
         .filter_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED"))
         .collect();
-    let (told, problem) = told(&said).unwrap_or_default();
+    // A script that could not be run to its end has told nothing.
+    let (told, problem) = told(&said).unwrap_or_else(|| (GOLDEN.to_owned(), String::new()));
     let named = |test: &&str| match *test {
         GOLDEN => told.clone(),
         other => other.to_owned(),
