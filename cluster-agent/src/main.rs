@@ -9,7 +9,9 @@ mod observe;
 
 use anyhow::{Context, Result, anyhow};
 use clap::Parser;
-use mirror_core::config::{Config, Node};
+use mirror_core::config::{Config, MAX_CONFIG, Node};
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -52,14 +54,20 @@ fn main() -> ExitCode {
 
 fn configured_node(options: &Options) -> Result<Node> {
     let path: &Path = &options.config;
-    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    let config = Config::parse(&text, path).map_err(|refusal| anyhow!("{refusal}"))?;
-    let name = match &options.node {
-        Some(name) => name.clone(),
-        None => nix::unistd::gethostname()?.to_string_lossy().into_owned(),
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_CONFIG as u64 + 1).read_to_end(&mut bytes))
+        .with_context(|| path.display().to_string())?;
+    let config = Config::parse_bytes(&bytes, path).map_err(|refusal| anyhow!("{refusal}"))?;
+    let (name, node) = match &options.node {
+        Some(name) => (name.clone(), config.node(name)),
+        None => {
+            let host = nix::unistd::gethostname()?.to_string_lossy().into_owned();
+            let node = config.node_of_host(&host);
+            (host, node)
+        }
     };
-    let node = config.node(&name).cloned();
-    node.ok_or_else(|| {
+    node.cloned().ok_or_else(|| {
         anyhow!(
             "node `{name}` is not in {}; name one with --node",
             path.display()

@@ -55,7 +55,7 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// Directory of sockets and pid files.
     pub run_dir: PathBuf,
-    /// Directory of what must survive a reboot.
+    /// Directory of what must survive a reboot; nothing is kept there yet.
     pub state_dir: PathBuf,
 }
 

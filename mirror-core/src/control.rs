@@ -137,7 +137,7 @@ pub struct ResyncStatus {
     pub paused: bool,
 }
 
-/// Who guards a mirror's right to go on alone (design.md R2).
+/// Who guards a mirror's right to go on alone (R2).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Encode, Decode)]
 #[serde(rename_all = "lowercase")]
 pub enum Arbitration {

@@ -3,6 +3,8 @@
 //! Nothing here opens a socket or file, reads a clock, starts a thread or waits. A driver (the
 //! daemon `kagami-mirror`, or the simulator) feeds [`node::Node::handle`] and carries out what it
 //! asks for, so that the code that decides about data is the code that is simulated.
+//!
+//! R1 to R14 in the comments are the rules of ARCHITECTURE.md.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! Every bound in one place: sizes, counts and times, each with its reason.
+//! The bounds that several parts share: sizes, counts and times, each with its reason.
 
 use std::time::Duration;
 
@@ -53,7 +53,7 @@ pub const MAX_ANCESTRY: usize = 64;
 /// The shortest time between two attempts to reach the peer …
 pub const CONNECT_BACKOFF_MIN: Duration = Duration::from_millis(100);
 
-/// … and the longest, also for a peer that was dropped for slowness.
+/// … and the longest.
 pub const CONNECT_BACKOFF_MAX: Duration = Duration::from_secs(5);
 
 /// The default of `stall-timeout`.
@@ -80,7 +80,7 @@ pub const AGREEMENT_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the peer may take for its part of a change of role or of the end of a resync.
 pub const ASK_PATIENCE: Duration = Duration::from_secs(30);
 
-/// The default of `lease`: how long the peer's word lets a Primary answer reads (design.md R4).
+/// The default of `lease`: how long the peer's word lets a Primary answer reads (R4).
 pub const DEFAULT_LEASE: Duration = Duration::from_secs(1);
 
 /// How long the arbiter may take before it is asked again, at first …

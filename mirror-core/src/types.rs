@@ -86,7 +86,7 @@ id_type!(
     ArbiterId
 );
 
-/// A span of history in which one set of holders took all acknowledged writes (design.md R3).
+/// A span of history in which one set of holders took all acknowledged writes (R3).
 ///
 /// Equal counters with different ids are divergence.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, PartialOrd, Ord, Serialize, Deserialize)]
@@ -169,7 +169,7 @@ pub enum DiskState {
     Diskless,
     /// The disk reported an I/O error and is no longer used.
     Failed,
-    /// Some blocks are of one point in time and some of another: never promotable.
+    /// Some blocks are of one point in time and some of another: never promotable without force.
     Inconsistent,
     /// A usable copy of the past: a later generation is known to exist.
     Outdated,
@@ -214,7 +214,7 @@ macro_rules! spelled_as_variant {
 }
 spelled_as_variant!(Role, DiskState, LinkState);
 
-/// Which replicas contain every acknowledged write, seen from one of them (design.md R1, R2, R5).
+/// Which replicas contain every acknowledged write, seen from one of them (R1, R2, R5).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum Holders {
     /// Neither side was ever given the right: before the first generation.
@@ -232,7 +232,7 @@ pub enum Holders {
 }
 
 /// What the arbiter keeps of a mirror: the record, as one value that is only ever swapped whole
-/// (design.md R2).
+/// (R2).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct Register {
     /// Random: no two values of a mirror's register have the same, so none ever recurs.

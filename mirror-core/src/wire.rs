@@ -3,7 +3,8 @@
 //! Every frame is a 48-byte header, little-endian, and a payload of the length the header names.
 //! The header carries its own CRC and the payload's; a receiver believes neither length nor type
 //! before the header's CRC matched and the length is within the bound of its type. `Hello` is the
-//! first frame of both sides and negotiates the version, so its layout never changes.
+//! first frame of the agreement and negotiates the version, so the layout of what it has never
+//! changes.
 
 pub mod message;
 
@@ -22,7 +23,7 @@ pub const VERSIONS: (u16, u16) = (1, 1);
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[repr(u8)]
 pub enum FrameType {
-    /// Identity, versions and facts: the first frame of both sides.
+    /// Identity, versions and facts: the first frame of the agreement.
     Hello = 1,
     /// The sender's reading of the handshake table; both must mirror each other.
     Verdict = 2,
@@ -161,7 +162,8 @@ pub struct Header {
     pub kind: FrameType,
     /// `FLAG_*`.
     pub flags: u8,
-    /// The generation it speaks in ([`crate::types::Generation::tag`]); 0 before agreement.
+    /// The generation it speaks in ([`crate::types::Generation::tag`]); 0 in frames
+    /// that speak in none.
     pub generation: u64,
     /// The request it is about, numbered by the asker within the connection.
     pub id: u64,

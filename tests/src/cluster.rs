@@ -500,12 +500,6 @@ impl Cluster {
             .unwrap_or_else(|| panic!("no daemon of {} was started", node.name()))
     }
 
-    /// The process id of a node's daemon.
-    #[track_caller]
-    pub fn daemon_id(&self, node: Node) -> u32 {
-        self.daemon(node).id()
-    }
-
     /// Ends a node's daemon with SIGKILL.
     #[track_caller]
     pub fn kill(&mut self, node: Node) {

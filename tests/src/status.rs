@@ -15,7 +15,7 @@ pub struct NodeStatus {
 
 /// One mirror.
 #[derive(Clone, Debug, Deserialize)]
-#[allow(missing_docs)] // the interface describes each field; names are the JSON's
+#[allow(missing_docs)] // `mirror_core::control` describes each field; names are the JSON's
 pub struct MirrorStatus {
     pub name: String,
     pub role: String,

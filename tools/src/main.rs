@@ -1,6 +1,6 @@
 //! `kagami`: what an operator types.
 //!
-//! Every verb but `create`, `dump-metadata`, `check`, `demo` and `completions` asks the daemon of
+//! Every verb but `create`, `dump-metadata`, `check`, `demo`, `sim` and `completions` asks the daemon of
 //! one node over its control socket; nothing here decides about data.
 
 mod broken_pipe;

@@ -1,4 +1,4 @@
-//! The activity log on disk: which 4 MiB extents may have writes on their way (design.md R6).
+//! The activity log on disk: which 4 MiB extents may have writes on their way (R6).
 //!
 //! One transaction is one 4 KiB block with the whole table of active extents, written durably to
 //! the next place of a ring of eight. The valid block of the highest sequence is the log: a torn

@@ -1,4 +1,4 @@
-//! The dirty bitmap: which 4 KiB blocks may differ between the replicas (design.md R6).
+//! The dirty bitmap: which 4 KiB blocks may differ between the replicas (R6).
 //!
 //! In memory it is a plain array of bits with a count per metadata block, so that scanning a
 //! nearly clean bitmap costs next to nothing. On disk each 4 KiB metadata block holds a header of
@@ -61,7 +61,7 @@ pub struct Bitmap {
 }
 
 impl Bitmap {
-    /// A clean bitmap for `data_size` bytes, kept in `blocks` metadata blocks.
+    /// A clean bitmap for `data_size` bytes.
     pub fn new(data_size: u64) -> Bitmap {
         let blocks = blocks_for(data_size) as usize;
         Bitmap {

@@ -231,7 +231,7 @@ pub fn describe<E>(
 }
 
 /// Every range in which, by its durable metadata alone, this replica may differ from its peer:
-/// bitmap, activity log and the all-dirty flag together (design.md R6).
+/// bitmap, activity log and the all-dirty flag together (R6).
 ///
 /// # Errors
 ///

@@ -35,7 +35,7 @@ pub enum Trust {
     UpToDate,
 }
 
-/// A generation that was noted before the right to it was asked for (design.md R2).
+/// A generation that was noted before the right to it was asked for (R2).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Proposal {
     /// The generation. Where both are to hold a generation that one holds already, only its id is
@@ -45,7 +45,7 @@ pub struct Proposal {
     pub holders: Holders,
 }
 
-/// Bounds on what an asynchronous mirror may lose (design.md R10). Kept in the format; the
+/// Bounds on what an asynchronous mirror may lose (R10). Kept in the format; the
 /// synchronous mode leaves them zero.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct AsyncState {
@@ -100,13 +100,13 @@ pub struct Superblock {
     pub ancestry: Vec<Generation>,
     /// How many of the newest ancestors are generations in which nothing was written, which only
     /// this replica had, and which the arbiter's register never named: they may be withdrawn
-    /// together with a present one of that kind (design.md R3). Fewer than there are ancestors.
+    /// together with a present one of that kind (R3). Fewer than there are ancestors.
     pub unused_ancestors: u8,
     /// The newest generation that both replicas shared; never dropped from the ancestry.
     pub last_common: Generation,
     /// The generation that the arbiter's register names, as far as this replica knows. Planned
     /// promotions leave the register behind; it is never dropped from the ancestry, because who asks
-    /// the arbiter must show that it descends from it (design.md R2).
+    /// the arbiter must show that it descends from it (R2).
     pub registered: Generation,
     /// For the asynchronous mode.
     pub asynchronous: AsyncState,
@@ -426,7 +426,7 @@ impl Superblock {
     /// The superblock in force, from both slots and the store they were found on.
     ///
     /// A slot from before a *lowering* of trust cannot come back to power: a lowering is written
-    /// to both slots before it counts (design.md R7).
+    /// to both slots before it counts (R7).
     ///
     /// # Errors
     ///

@@ -3,7 +3,7 @@
 //! A write may be submitted anywhere only while every extent it touches is in a durable
 //! transaction of the log ([`crate::meta::activity_log`]). An extent leaves the log only when no
 //! write in it is on its way, every write in it is durable on both replicas, and the bitmap block
-//! that covers it is on disk (design.md R6). So after any crash, bitmap and log together cover
+//! that covers it is on disk (R6). So after any crash, bitmap and log together cover
 //! whatever may differ.
 //!
 //! The unsettled set of the peer is kept per block, because it becomes dirty when the peer is

@@ -295,7 +295,8 @@ impl Node {
             ),
             ErrorId::BothPrimary => format!(
                 "this node and {peer} are both Primary; stop the service on the one whose data \
-                 goes, run `kagami secondary {mirror}` there, then `kagami connect {mirror}` on both"
+                 goes, run `kagami secondary {mirror}` and `kagami connect {mirror} \
+                 --discard-my-data` there, then `kagami connect {mirror}` on the other"
             ),
             ErrorId::PrimaryIsBehind => format!(
                 "the Primary's copy is older than the other node's; run `kagami secondary \
@@ -368,7 +369,7 @@ impl Node {
         }
     }
 
-    /// Before the peer becomes a target, the record must not name it a holder (design.md R7).
+    /// Before the peer becomes a target, the record must not name it a holder (R7).
     fn prepare_source(&mut self, whole: bool) {
         if self.record.holders == Holders::Sole {
             self.begin_transition(Kind::OfferSync { whole });

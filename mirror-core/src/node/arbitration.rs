@@ -1,5 +1,5 @@
 //! The right to go on alone: what this node asks of the arbiter, and the leases that the pair give
-//! each other meanwhile (design.md R2, R4, R5).
+//! each other meanwhile (R2, R4, R5).
 //!
 //! The arbiter keeps one [`Register`] per mirror and swaps it when the asker names its present
 //! value. A consultation ends only when its outcome is certain:
@@ -387,7 +387,7 @@ impl Node {
     }
 
     /// The peer went on without this replica: guests' held requests end with errors and are never
-    /// replayed (design.md R4).
+    /// replayed (R4).
     pub(super) fn lost_right(&mut self, to: Generation) {
         if self.role == Role::Primary {
             self.event(

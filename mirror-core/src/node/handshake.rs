@@ -1,4 +1,4 @@
-//! Who wins after an outage: the handshake's truth table (design.md R8).
+//! Who wins after an outage: the handshake's truth table (R8).
 //!
 //! Both sides say what they know in a [`Hello`]; each reads the same table with its own facts
 //! first. [`decide`] is symmetric: what is `Source` seen from one side is `Target` seen from the
@@ -17,7 +17,8 @@
 //! --------------+---------------+-------------------------+-------------------------------------
 //! equal         | idle: no good | it is target            | holders, then "equal", below
 //! one descends  |   copy        | descendant is target:   | the descendant is source
-//!               |               |   refuse; else target   |
+//!               |               |   refuse, or discard;   |
+//!               |               |   else target           |
 //! diverged      |               | refuse: no good copy,   | unused generations are withdrawn and
 //!               |               |   or discard            |   the table is read again; else
 //!               |               |                         |   split brain, or discard
@@ -115,7 +116,7 @@ impl<'a> History<'a> {
     }
 
     /// The history of `hello` without its last generations, as far as nothing was written in them
-    /// and they are not in the register (design.md R3). At the very first generation there is
+    /// and they are not in the register (R3). At the very first generation there is
     /// nothing to go back to.
     fn withdrawn(hello: &'a Hello) -> Option<History<'a>> {
         let before = hello.ancestry.get(hello.unused_ancestors.into()..)?;

@@ -1,11 +1,11 @@
 //! The mirror link: finding the peer, noticing that it is gone, and saying so once.
 //!
 //! ```text
-//!   StandAlone --connect--> Searching --connection--> Arrived --sign of life--> Agreeing
-//!       ^                     ^   ^                      |                        |  |
-//!       |                     |   `------- lost ---------+------------------------'  |
-//!       `-- refusal, operator |                                                      v
-//!                          Waiting <----------- lost, too slow ---------------- Connected
+//! StandAlone --connect--> Searching --connection--> Arrived --sign of life--> Agreeing --> Connected
+//!     ^                     ^   ^                      |                         |            |
+//!     |                     |   `------- lost ---------+-------------------------+------------+
+//!     `-- refusal, operator |                                                    |            |
+//!                        Waiting <---------------- too slow, no sense -----------+------------'
 //! ```
 
 use super::Node;
@@ -419,7 +419,7 @@ impl Node {
         }
     }
 
-    /// Looks for silence, and for requests the peer holds too long (design.md R11).
+    /// Looks for silence, and for requests the peer holds too long (R11).
     pub(super) fn heartbeat(&mut self) {
         let interval = self.heartbeat_interval();
         let late = self.now.since(self.heartbeat_due);

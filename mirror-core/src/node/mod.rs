@@ -78,12 +78,12 @@ pub struct NodeConfig {
     pub peer: String,
     /// Where the metadata is.
     pub metadata: MetadataPlace,
-    /// How long a silent peer may hold a guest's write (design.md R11).
+    /// How long a silent peer may hold a guest's write (R11).
     pub stall_timeout: Duration,
     /// Whom the mirror's record is kept with; [`ArbiterId::NONE`] for nobody. The driver reaches
     /// it on [`boundary::Action::AskArbiter`].
     pub arbiter: ArbiterId,
-    /// How long the peer's word lets a Primary answer reads (design.md R4); both nodes alike.
+    /// How long the peer's word lets a Primary answer reads (R4); both nodes alike.
     pub lease: Duration,
 }
 
@@ -524,7 +524,7 @@ impl Node {
     }
 
     /// The local disk reported an error: it is not used any more, and a Primary stops
-    /// (design.md R12). The peer keeps what it has and may be promoted.
+    /// (R12). The peer keeps what it has and may be promoted.
     fn fail_disk(&mut self, error: DiskError) {
         if self.disk == DiskState::Failed {
             return;

@@ -4,7 +4,7 @@
 //! way at a time: a write holds its range from before it is submitted anywhere until it completed
 //! everywhere it must. A resync chunk holds its range in the same way from before it is read
 //! until the target has written it, so that no block is both resynced and guest-written in an
-//! unordered way (design.md R9). Waiting is first come, first served among overlapping ranges.
+//! unordered way (R9). Waiting is first come, first served among overlapping ranges.
 
 use super::request_table::RequestKey;
 use crate::types::{ByteRange, Holders};
@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 pub(super) enum Claimant {
     /// A guest's write or zeroing.
     Guest(RequestKey),
-    /// A chunk of the resync, by its place in the window.
+    /// A chunk of the resync, by its serial number.
     Chunk(u32),
 }
 
@@ -152,7 +152,7 @@ pub(super) enum Half {
     Done,
 }
 
-/// Whether a write, zeroing or flush may be acknowledged (design.md R1).
+/// Whether a write, zeroing or flush may be acknowledged (R1).
 ///
 /// `replicating` says whether a connected peer takes every write; `by_right` whether the record
 /// that `holders` describes is durable and no change of it is under way.

@@ -53,7 +53,7 @@ impl Node {
     }
 
     /// Makes the superblock as it stands durable in both slots: a lowering of trust must not be
-    /// undone by the loss of one slot (design.md R7).
+    /// undone by the loss of one slot (R7).
     pub(super) fn commit_both(&mut self, then: Then) {
         self.commit(Then::Nothing);
         self.commit(then);

@@ -2,7 +2,7 @@
 //!
 //! Frames are served in the order of their arrival, but complete in any order: the Primary never
 //! has two overlapping writes on their way. A frame that speaks in another generation than this
-//! replica's is refused together with its connection (design.md R3).
+//! replica's is refused together with its connection (R3).
 
 use super::Node;
 use super::boundary::{Action, Body, ConnectionId, DiskError};

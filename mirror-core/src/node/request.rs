@@ -2,7 +2,7 @@
 //!
 //! A write goes through up to four gates before it is submitted, in this order: its range is free
 //! ([`super::ordering`]), its extents are in the activity log ([`super::activity`]), the
-//! generation is durably marked as used (design.md R3), and no handshake or change of record is
+//! generation is durably marked as used (R3), and no handshake or change of record is
 //! under way that froze what this node said of itself. Then both halves are submitted together.
 
 use super::Node;
@@ -313,7 +313,7 @@ impl Node {
         let Some(guest) = self.requests.find(key) else {
             return;
         };
-        // A completion that was voided meanwhile does not count (design.md R1).
+        // A completion that was voided meanwhile does not count (R1).
         if !matches!(
             guest.stage,
             Stage::InFlight {

@@ -1,4 +1,4 @@
-//! Making the peer's replica equal again, block by dirty block (design.md R9).
+//! Making the peer's replica equal again, block by dirty block (R9).
 //!
 //! The source drives. It walks its dirty bitmap; each run of dirty blocks takes its range like a
 //! guest's write would, is read, sent, written by the target, and gives the range back. A block

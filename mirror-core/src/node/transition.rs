@@ -48,7 +48,7 @@ pub(super) enum Kind {
     },
     /// The resync of this target is complete.
     FinishTarget,
-    /// The resync of the peer is complete: it becomes a holder again (design.md R5).
+    /// The resync of the peer is complete: it becomes a holder again (R5).
     Widen,
     /// The peer went on alone, and said so.
     Outdate { generation: Generation },

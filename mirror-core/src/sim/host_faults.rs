@@ -65,7 +65,7 @@ impl Cluster {
     }
 
     /// The clock jumps forward by `span` nanoseconds. What hangs on clocks is only the freshness of
-    /// reads: a lease that was given counts as over too early (design.md R4).
+    /// reads: a lease that was given counts as over too early (R4).
     pub fn step_clock(&mut self, h: usize, span: u64) {
         self.stats.faults.count(FaultKind::ClockStep);
         self.tell(h, "has its clock jump");

@@ -353,7 +353,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Who begins to serve has everything, in a generation of its own (design.md R3).
+    /// Who begins to serve has everything, in a generation of its own (R3).
     pub fn check_beginning(&mut self, h: usize) -> Result<(), String> {
         let Some(status) = self.status(h) else {
             return Ok(());

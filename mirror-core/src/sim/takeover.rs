@@ -1,4 +1,4 @@
-//! The Primary that does not know yet that it was replaced (design.md R4). Its end of the link
+//! The Primary that does not know yet that it was replaced (R4). Its end of the link
 //! stands, but nothing comes in; or it stands still itself. Meanwhile the other node is asked to take
 //! over, again and again, as an agent would. The guest asks both, so that a read that the replaced
 //! one answers without a lease, or under one that was counted too long, is seen to be stale.

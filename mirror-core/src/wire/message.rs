@@ -10,8 +10,8 @@ use crate::types::{ArbiterId, DiskState, Generation, Holders, MirrorId, ReplicaI
 use zerocopy::byteorder::little_endian::{U16, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// What a node says of itself at the start of a connection. Its layout never changes; newer
-/// versions say more in later frames.
+/// What a node says of itself when it has heard the peer. Its layout never changes; newer versions
+/// may append to it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Hello {
     /// Oldest and newest protocol version spoken.

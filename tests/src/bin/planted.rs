@@ -10,7 +10,7 @@ use std::time::Duration;
 const USAGE: &str = "\
 usage: planted [--minutes N] [--everything] [--by INSTRUMENT] [--write] [--only NAME...]
 
-  --minutes N    processor time per bug and instrument (default 10)
+  --minutes N    processor time for the seeds of each bug (default 10)
   --everything   use every instrument on every bug, found or not
   --by NAME      use only `seeds`, `scripts` or `unit`
   --write        put the table into docs/simulation.md
@@ -84,6 +84,11 @@ fn hunt_all(request: &Request) -> Result<usize, String> {
             .retain(|instrument| request.by.contains(instrument));
     }
     let hunt = Hunt::new(root, request.budget, request.until)?;
+    for name in &request.only {
+        if *name != "control" && !bugs.iter().any(|bug| bug.name == *name) {
+            return Err(format!("there is no planted bug `{name}` in tests/planted"));
+        }
+    }
     let wanted = |name: &str| request.only.is_empty() || request.only.iter().any(|n| n == name);
     let control = control(request.by.clone());
     if wanted(&control.name) {

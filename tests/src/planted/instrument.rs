@@ -78,7 +78,8 @@ impl Instrument {
         }
     }
 
-    /// Uses the instrument on the tree for at most `budget` of processor time.
+    /// Uses the instrument on the tree. Seeds end with the batch in which they used `budget` of
+    /// processor time; tests run to their end.
     ///
     /// # Errors
     ///
@@ -262,10 +263,6 @@ fn cargo(tree: &Path, target: &Path) -> Command {
         .current_dir(tree)
         .env("CARGO_TARGET_DIR", target)
         .env("CARGO_INCREMENTAL", "1")
-        .env("CARGO_PROFILE_RELEASE_DEBUG", "false")
-        .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "64")
-        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "2")
-        .env("CARGO_PROFILE_DEV_DEBUG", "false")
         .env("RUSTFLAGS", "--cap-lints=warn");
     command
 }

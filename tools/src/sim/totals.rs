@@ -117,7 +117,7 @@ impl fmt::Display for Totals {
         }
         write!(f, "faults:")?;
         for (kind, count) in self.faults.list() {
-            write!(f, " {} {count}", kind.replace('_', "-"))?;
+            write!(f, " {} {count}", kind.replace(' ', "-"))?;
         }
         writeln!(
             f,
