@@ -3,7 +3,7 @@
 //! Fault model. A request is carried out once, late or never, whether or not its asker still
 //! lives; a reply arrives late or never. While a machine cannot reach the arbiter, its requests are
 //! lost or, as often, carried out and only their replies are lost. A **straggler** is carried out
-//! many seconds after it was sent. A **restart** loses what is on its way and keeps the value. A
+//! many seconds after it was sent, or answered many seconds after it was carried out. A **restart** loses what is on its way and keeps the value. A
 //! **wipe** loses the value, and with it every right to change it.
 //!
 //! The oracle sees every swap. The register names who holds every acknowledged write, so when a
@@ -12,6 +12,7 @@
 
 use super::ambush::Moment;
 use super::cluster::{Cluster, Event};
+use super::disk::Disk;
 use super::host::{Fitness, NAMES};
 use crate::node::boundary::{ArbiterAnswer, ArbiterRequest, AskId, Input};
 use crate::types::{ArbiterId, Register, ReplicaId, Time};
@@ -95,7 +96,7 @@ impl Arbiter {
         self.trouble(now, span);
     }
 
-    /// Some requests of the next `span` nanoseconds become stragglers.
+    /// Some requests and replies of the next `span` nanoseconds become stragglers.
     pub fn lag(&mut self, now: Time, span: u64) {
         self.lagging = self.lagging.max(Time(now.0 + span));
         self.trouble(now, span);
@@ -125,8 +126,15 @@ impl Arbiter {
         self.troubled = self.troubled.max(end);
     }
 
-    fn delay(&mut self) -> u64 {
-        self.rng.u64(0..=self.max_delay * 2)
+    /// How long a request or a reply is on its way.
+    fn delay(&mut self, now: Time) -> u64 {
+        let straggles = now < self.lagging && self.rng.u8(0..3) == 0;
+        let extra = if straggles {
+            self.rng.u64(0..10_000) * MILLISECOND
+        } else {
+            0
+        };
+        self.rng.u64(0..=self.max_delay * 2) + extra
     }
 
     /// How long a request takes; `None` if it is lost.
@@ -134,13 +142,7 @@ impl Arbiter {
         if now < self.unreachable[host] && self.rng.bool() {
             return None;
         }
-        let straggles = now < self.lagging && self.rng.u8(0..3) == 0;
-        let extra = if straggles {
-            self.rng.u64(0..10_000) * MILLISECOND
-        } else {
-            0
-        };
-        Some(self.delay() + extra)
+        Some(self.delay(now))
     }
 
     fn carry_out(&mut self, request: ArbiterRequest) -> ArbiterAnswer {
@@ -205,7 +207,7 @@ impl Cluster {
                     self.check_swap(asker.host, before, new);
                 }
                 if self.now >= self.arbiter.unreachable[asker.host] {
-                    let delay = self.arbiter.delay();
+                    let delay = self.arbiter.delay(self.now);
                     self.send_arbiter(delay, asker, Message::Reply(answer));
                 }
             }
@@ -261,13 +263,17 @@ impl Cluster {
         }
         for h in (0..2).filter(|h| fit[*h]) {
             let sole = named[h] && !named[1 - h];
-            let checked = match (sole, was[h]) {
-                (true, _) => self.check_present_on(h),
-                (false, false) => self.check_flushed_on(h),
-                (false, true) => Ok(()),
+            let checked = match (named[h], was[h]) {
+                (true, _) if sole => self.check_present_on(h),
+                (true, false) => self.check_flushed_on(h),
+                (true, true) => Ok(()),
+                // Who is left behind had everything until now.
+                (false, true) if !self.custody.lost[h] => self.check_image(h, Disk::view),
+                (false, _) => Ok(()),
             };
             if let Err(problem) = checked {
-                self.fail(format!("the register names {}: {problem}", NAMES[h]));
+                let names = if named[h] { "names" } else { "leaves behind" };
+                self.fail(format!("the register {names} {}: {problem}", NAMES[h]));
             }
             // What it holds was durable when it became the only holder. Who becomes one again may have
             // lost power since it was copied to, and with it what was acknowledged and not flushed.

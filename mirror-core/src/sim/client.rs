@@ -436,6 +436,7 @@ impl Cluster {
                 self.checker
                     .write_acknowledged(number, start, count, durability);
                 self.check_registered_have(host, pending.since, (start, count))?;
+                self.check_acknowledged(host, (start, count))?;
                 match durability {
                     Durability::Durable => self.check_durable(host, &[(start, count)]),
                     Durability::Volatile => Ok(()),

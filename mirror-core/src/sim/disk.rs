@@ -438,8 +438,9 @@ impl Disk {
     }
 
     fn tear_metadata(&mut self, kept: Kept, offset: u64, bytes: &[u8]) {
+        let whole = kept == Kept::Metadata || kept.write(&mut self.rng);
         for (index, piece) in bytes.chunks(SECTOR as usize).enumerate() {
-            if kept.sector(&mut self.rng) {
+            if whole || kept.sector(&mut self.rng) {
                 self.write_metadata(offset + index as u64 * SECTOR, piece);
             }
         }
@@ -599,18 +600,29 @@ pub(super) enum Kept {
     Sectors,
     /// Any writes, each whole.
     Writes,
+    /// The metadata in flight, and nothing else: the record is there, what it speaks of is not.
+    Metadata,
 }
 
 impl Kept {
+    /// Each of them.
+    pub const ALL: [Kept; 5] = [
+        Kept::Nothing,
+        Kept::Everything,
+        Kept::Sectors,
+        Kept::Writes,
+        Kept::Metadata,
+    ];
+
     fn pick(rng: &mut fastrand::Rng) -> Kept {
-        [Kept::Nothing, Kept::Everything, Kept::Sectors, Kept::Writes][rng.usize(0..4)]
+        Kept::ALL[rng.usize(0..Kept::ALL.len())]
     }
 
     fn write(self, rng: &mut fastrand::Rng) -> bool {
         match self {
             Kept::Everything => true,
             Kept::Writes => rng.bool(),
-            Kept::Nothing | Kept::Sectors => false,
+            Kept::Nothing | Kept::Sectors | Kept::Metadata => false,
         }
     }
 
@@ -618,7 +630,7 @@ impl Kept {
         match self {
             Kept::Everything => true,
             Kept::Sectors => rng.bool(),
-            Kept::Nothing | Kept::Writes => false,
+            Kept::Nothing | Kept::Writes | Kept::Metadata => false,
         }
     }
 }

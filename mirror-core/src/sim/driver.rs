@@ -298,7 +298,8 @@ impl Cluster {
             return;
         };
         host.disk.fail(op.0);
-        let input = match process.operations.remove(&op) {
+        let purpose = process.operations.remove(&op);
+        let input = match purpose {
             Some(Purpose::Metadata | Purpose::Superblock) => Input::MetaDone {
                 op,
                 result: Err(error),
@@ -313,6 +314,8 @@ impl Cluster {
                 }
             }
         };
+        // It may have landed all the same.
+        self.check_new_generation(h);
         self.feed(h, input);
     }
 

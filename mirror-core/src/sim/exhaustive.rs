@@ -94,11 +94,12 @@ enum Loss {
     Killed,
 }
 
-const LOSSES: [Loss; 5] = [
+const LOSSES: [Loss; 6] = [
     Loss::Power(Kept::Nothing),
     Loss::Power(Kept::Everything),
     Loss::Power(Kept::Sectors),
     Loss::Power(Kept::Writes),
+    Loss::Power(Kept::Metadata),
     Loss::Killed,
 ];
 

@@ -57,6 +57,8 @@ kinds! {
     HalfOpen = "half-open links",
     /// A connection breaks within a frame.
     MidFrame = "cuts in mid-frame",
+    /// The bytes of a connection are held while a newer one works.
+    Held = "held connections",
     /// A bit flips on the link.
     Flip = "flipped bits",
     /// A frame comes that the peer never sent.
@@ -87,6 +89,7 @@ impl FaultKind {
         FaultKind::Misdirected,
         FaultKind::HalfOpen,
         FaultKind::MidFrame,
+        FaultKind::Held,
         FaultKind::Flip,
         FaultKind::Garbage,
         FaultKind::MidCall,

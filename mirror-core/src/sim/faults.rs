@@ -200,6 +200,10 @@ impl Cluster {
                 let outage = draw_outage(rng);
                 self.cut(outage, Break::MidFrame { to: h });
             }
+            FaultKind::Held => {
+                let (span, actions) = (draw_span(rng, 200..6000), rng.u32(1..100));
+                self.hold_connection(h, span, actions);
+            }
             FaultKind::Flip => {
                 let bit = rng.u32(0..1000);
                 self.flip_next_frame(h, bit);
@@ -283,6 +287,17 @@ impl Cluster {
         self.flush_network();
     }
 
+    /// Holds what a host sends over the connection that stands, and ends its daemon after so many
+    /// actions: the next one connects anew.
+    fn hold_connection(&mut self, h: usize, span: u64, actions: u32) {
+        if self.network.hold(h, span, &mut self.later) {
+            self.stats.faults.count(FaultKind::Held);
+            self.tell(h, "has a connection whose bytes are held");
+            self.crash_after(h, actions, Crash::Process);
+        }
+        self.flush_network();
+    }
+
     fn flip_next_frame(&mut self, to: usize, bit: u32) {
         self.stats.faults.count(FaultKind::Flip);
         self.network.damage(to, bit);
@@ -339,6 +354,7 @@ impl Cluster {
             Crash::Process => {
                 self.stats.faults.count(FaultKind::Kill);
                 self.hosts[h].disk.lose_process();
+                self.check_new_generation(h);
             }
             Crash::Power => {
                 self.stats.faults.count(FaultKind::PowerLoss);
@@ -346,6 +362,8 @@ impl Cluster {
                     self.condemn(h);
                 }
                 self.hosts[h].disk.lose_power();
+                // A record may have landed of which nobody was told.
+                self.check_new_generation(h);
                 self.hosts[h].boot = BootId(self.hosts[h].rng.u128(1..));
                 self.hosts[h].powerless_at = self.now;
                 self.power_was_lost(h);
@@ -355,8 +373,6 @@ impl Cluster {
         self.network
             .host_died(self.now, h, silently, &mut self.later);
         self.flush_network();
-        // What was on its way to the disk may have landed.
-        self.read_slots(h);
         self.sample_custody();
         self.check_records();
         self.check_covered();

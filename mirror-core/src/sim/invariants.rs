@@ -8,7 +8,7 @@ use crate::limits::BLOCK;
 use crate::meta;
 use crate::meta::superblock::Superblock;
 use crate::types::{ByteRange, DiskState, Generation, Holders, LinkState, Role, Time};
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::convert::Infallible;
 
 const WATCH_GAP: u64 = 20_000_000;
@@ -23,7 +23,7 @@ pub(super) struct Custody {
     /// Its disk is gone for good, or another's, whatever its peer's record says.
     absent: [bool; 2],
     /// Who served in each generation.
-    writers: BTreeMap<String, usize>,
+    writers: HashMap<Generation, usize>,
     /// Who serves, or did last.
     keeper: Option<usize>,
     /// Writes that each had acknowledged when it began its present generation.
@@ -105,8 +105,8 @@ impl Cluster {
         for h in [0, 1] {
             self.check_stall(h);
             if self.serving(h) {
-                self.check_writer(h);
-                if let Err(problem) = self.check_serving(h) {
+                let checked = self.check_writer(h).and_then(|()| self.check_serving(h));
+                if let Err(problem) = checked {
                     self.fail(format!("{}: {problem}", NAMES[h]));
                 }
             }
@@ -254,7 +254,7 @@ impl Cluster {
     }
 
     /// Every sector of the replica, as `look` sees it, holds a value that a guest may read now.
-    fn check_image(&mut self, h: usize, look: fn(&Disk, u64) -> u64) -> Result<(), String> {
+    pub fn check_image(&mut self, h: usize, look: fn(&Disk, u64) -> u64) -> Result<(), String> {
         let touched = self.checker.touched();
         self.check_sectors(h, look, touched)
     }
@@ -282,6 +282,36 @@ impl Cluster {
         Err("stops serving, and nobody asked for that".to_owned())
     }
 
+    /// R1, R3: what is acknowledged is on every copy that counts, and in one generation only one node
+    /// acknowledges.
+    pub fn check_acknowledged(
+        &mut self,
+        by: usize,
+        (start, count): (u64, u64),
+    ) -> Result<(), String> {
+        self.sample_custody();
+        self.check_writer(by)
+            .map_err(|problem| format!("acknowledged by {}, which {problem}", NAMES[by]))?;
+        for h in 0..2 {
+            if self.counts(h) {
+                self.check_sectors(h, Disk::view, start..start + count)
+                    .map_err(|problem| {
+                        let (by, at) = (NAMES[by], NAMES[h]);
+                        format!("acknowledged by {by}, and at {at}, a holder, {problem}")
+                    })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the copy must have everything that was acknowledged.
+    fn counts(&self, h: usize) -> bool {
+        self.custody.is_complete(h)
+            && self.hosts[h].fitness == Fitness::Fit
+            && !self.client.blind
+            && !self.operator.forced
+    }
+
     /// R2: a write that is acknowledged by whom the register does not name is on those that it does,
     /// unless they lost power since it was asked for.
     pub fn check_registered_have(
@@ -306,11 +336,9 @@ impl Cluster {
     /// Every copy that is complete has all that was acknowledged.
     pub fn check_complete(&mut self) {
         for h in [0, 1] {
-            let judged = self.custody.is_complete(h)
-                && self.hosts[h].fitness == Fitness::Fit
-                && !self.client.blind
-                && !self.operator.forced;
-            if judged && let Err(problem) = self.check_image(h, Disk::view) {
+            if self.counts(h)
+                && let Err(problem) = self.check_image(h, Disk::view)
+            {
                 self.fail(format!("{} is a holder: {problem}", NAMES[h]));
             }
         }
@@ -355,11 +383,12 @@ impl Cluster {
 
     /// Who begins to serve has everything, in a generation of its own (R3).
     pub fn check_beginning(&mut self, h: usize) -> Result<(), String> {
-        let Some(status) = self.status(h) else {
-            return Ok(());
+        let Some(record) = self.record(h) else {
+            return Err("serves without a record".to_owned());
         };
-        if let Some(other) = self.custody.writers.insert(status.generation.clone(), h) {
-            let (generation, other) = (status.generation, NAMES[other]);
+        let generation = record.generation;
+        if let Some(other) = self.custody.writers.insert(generation, h) {
+            let other = NAMES[other];
             return Err(format!(
                 "serves in generation {generation}, in which {other} served before"
             ));
@@ -371,22 +400,19 @@ impl Cluster {
             .map_err(|problem| format!("begins to serve: {problem}"))
     }
 
-    /// One writer per generation.
-    fn check_writer(&mut self, h: usize) {
-        if let Some(status) = self.status(h) {
-            let writer = *self
-                .custody
-                .writers
-                .entry(status.generation.clone())
-                .or_insert(h);
-            if writer != h {
-                let (generation, other) = (status.generation, NAMES[writer]);
-                self.fail(format!(
-                    "{} and {other} both served in generation {generation}",
-                    NAMES[h]
-                ));
-            }
+    /// R3: who serves, or acknowledges, is the only one to do so in the generation on its disk.
+    fn check_writer(&mut self, h: usize) -> Result<(), String> {
+        let Some(generation) = self.record(h).map(|record| record.generation) else {
+            return Err("serves without a record".to_owned());
+        };
+        let writer = *self.custody.writers.entry(generation).or_insert(h);
+        if writer != h {
+            return Err(format!(
+                "serves in generation {generation}, in which {} does too",
+                NAMES[writer]
+            ));
         }
+        Ok(())
     }
 
     /// R1: what a flush or FUA write was acknowledged for is durable on every holder.

@@ -3,8 +3,9 @@
 //! Fault model. One connection at a time, first in first out in both directions, with random
 //! delay. A **cut** ends it: each direction still delivers a random number of the frames under
 //! way, and each end hears of it at its own time, up to seconds apart. A **stall** of one
-//! direction holds its bytes and reports nothing, until it is lifted or the connection dies. A
-//! process crash closes the connection in order; a power loss closes it for the other side late
+//! direction holds its bytes and reports nothing, until it is lifted or the connection dies, and no
+//! connection is made meanwhile. A **hold** does so to the connection that stands, and a newer one
+//! beside it works: its bytes may be released when that one long agreed. A process crash closes the connection in order; a power loss closes it for the other side late
 //! or not at all. Frames of a connection that an end replaced by a newer one may still be
 //! delivered to it under the old number. A cut may be **half-open** (one end is never told: it
 //! stands there until it notices the silence) or **in mid-frame** (an end hears a part of a frame,
@@ -69,6 +70,8 @@ pub(super) enum NetworkEvent {
     Down { connection: usize, side: usize },
     /// A stall ends.
     Unstall { from: usize },
+    /// What was held for an end of a connection is released.
+    Release { connection: usize, side: usize },
     /// A cut is repaired.
     Repair,
 }
@@ -103,6 +106,8 @@ struct Connection {
     /// By receiver.
     pipes: [VecDeque<(Time, Item)>; 2],
     last: [Time; 2],
+    /// By receiver: nothing is delivered.
+    held: [bool; 2],
     broken: bool,
 }
 
@@ -261,6 +266,21 @@ impl Network {
         }
     }
 
+    /// Holds everything that `from` sends over the connection that stands, for `span` nanoseconds.
+    /// Returns whether there is one.
+    pub fn hold(&mut self, from: usize, span: u64, later: &mut Later) -> bool {
+        let side = 1 - from;
+        let Some(connection) = self.newest(side).filter(|newest| {
+            let entry = &self.connections[*newest];
+            entry.ends == [End::Up; 2] && !entry.broken && !entry.held[side]
+        }) else {
+            return false;
+        };
+        self.connections[connection].held[side] = true;
+        later.push((span, NetworkEvent::Release { connection, side }));
+        true
+    }
+
     /// Flips a bit of the next frame to `side`.
     pub fn damage(&mut self, side: usize, bit: u32) {
         self.damage[side] = Some(bit);
@@ -316,12 +336,18 @@ impl Network {
         for from in 0..2 {
             self.unstall(from, later);
         }
+        for connection in self.live() {
+            for side in 0..2 {
+                self.release(connection, side, later);
+            }
+        }
         self.schedule_attempt(later);
     }
 
     /// Whether no fault is on the link.
     pub fn sound(&self) -> bool {
-        self.cuts == 0 && self.stalled == [false; 2]
+        let held = |index: usize| self.connections[index].held != [false; 2];
+        self.cuts == 0 && self.stalled == [false; 2] && !self.live().into_iter().any(held)
     }
 
     /// Frames and ends of connections under way.
@@ -377,6 +403,10 @@ impl Network {
                 self.unstall(from, later);
                 None
             }
+            NetworkEvent::Release { connection, side } => {
+                self.release(connection, side, later);
+                None
+            }
             NetworkEvent::Repair => {
                 self.cuts = self.cuts.saturating_sub(1);
                 None
@@ -403,6 +433,7 @@ impl Network {
             ends: [End::Untold; 2],
             pipes: [VecDeque::new(), VecDeque::new()],
             last: [Time(0); 2],
+            held: [false; 2],
             broken: false,
         });
         for side in 0..2 {
@@ -417,7 +448,7 @@ impl Network {
             entry.pipes[side].clear();
             return None;
         }
-        let held = self.stalled[1 - side] && !entry.broken;
+        let held = (self.stalled[1 - side] || entry.held[side]) && !entry.broken;
         let due = entry.pipes[side].front().is_some_and(|(at, _)| *at <= now);
         if held || !due || entry.ends[side] == End::Untold {
             return None;
@@ -487,18 +518,21 @@ impl Network {
 
     fn unstall(&mut self, from: usize, later: &mut Later) {
         self.stalled[from] = false;
-        for index in self.live() {
-            let side = 1 - from;
-            // Due or not, one more look at the pipe does no harm.
-            for _ in &self.connections[index].pipes[side] {
-                later.push((
-                    1,
-                    NetworkEvent::Deliver {
-                        connection: index,
-                        side,
-                    },
-                ));
-            }
+        for connection in self.live() {
+            self.look_again(connection, 1 - from, later);
+        }
+    }
+
+    fn release(&mut self, connection: usize, side: usize, later: &mut Later) {
+        if std::mem::take(&mut self.connections[connection].held[side]) {
+            self.look_again(connection, side, later);
+        }
+    }
+
+    /// Due or not, one more look at each thing in the pipe does no harm.
+    fn look_again(&self, connection: usize, side: usize, later: &mut Later) {
+        for _ in &self.connections[connection].pipes[side] {
+            later.push((1, NetworkEvent::Deliver { connection, side }));
         }
     }
 

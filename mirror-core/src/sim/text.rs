@@ -2,7 +2,7 @@
 //! fails.
 
 use super::fault_kind::FaultKind;
-use super::options::{Arbitration, Beginning, Chance, DiskBias, Pace, Scenario};
+use super::options::{Arbitration, Beginning, Chance, DiskBias, MOST_DRIFT, Pace, Scenario};
 use crate::node::MetadataPlace;
 use std::fmt::Display;
 use std::time::Duration;
@@ -140,7 +140,11 @@ impl Text for [i32; 2] {
     fn from_text(text: &str) -> Result<[i32; 2], String> {
         let wrong = || format!("`{text}` is no pair of drifts like 150,-20 (millionths)");
         let (a, b) = text.split_once(',').ok_or_else(wrong)?;
-        let drift = |word: &str| word.parse().ok().filter(|d| (-20_000..=20_000).contains(d));
+        let drift = |word: &str| {
+            word.parse()
+                .ok()
+                .filter(|d| (-MOST_DRIFT..=MOST_DRIFT).contains(d))
+        };
         Ok([drift(a).ok_or_else(wrong)?, drift(b).ok_or_else(wrong)?])
     }
 }

@@ -56,6 +56,7 @@ impl Loss {
             Loss::Power(Kept::Everything) => ("crash", "/keep all"),
             Loss::Power(Kept::Sectors) => ("crash", "/keep sectors"),
             Loss::Power(Kept::Writes) => ("crash", "/keep writes"),
+            Loss::Power(Kept::Metadata) => ("crash", "/keep metadata"),
             Loss::Killed => ("kill", ""),
         }
     }
