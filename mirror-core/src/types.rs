@@ -250,6 +250,12 @@ impl Register {
         !replica.is_none() && self.holders.contains(&replica)
     }
 
+    /// Whether everybody is a holder whom the other value names.
+    pub fn covers(&self, other: Register) -> bool {
+        let mut others = other.holders.iter().filter(|holder| !holder.is_none());
+        others.all(|holder| self.names(*holder))
+    }
+
     /// Whether the replica is one of two holders.
     pub fn names_both(&self, replica: ReplicaId) -> bool {
         self.names(replica) && self.holders.iter().all(|holder| !holder.is_none())

@@ -55,6 +55,10 @@ struct World {
     link_possible: bool,
     /// Frames are lost on the way.
     deaf: bool,
+    /// A bitmap is being sent, and what its sender says afterwards stands behind it.
+    slow_bits: Option<VecDeque<(usize, Input)>>,
+    /// The tag of the generation that was last spoken in.
+    spoken: u64,
     connections: u64,
 }
 
@@ -114,6 +118,8 @@ impl World {
             coming: VecDeque::new(),
             link_possible: true,
             deaf: false,
+            slow_bits: None,
+            spoken: 0,
             connections: 0,
         };
         world.attach(A);
@@ -217,7 +223,16 @@ impl World {
                         header,
                         body,
                     };
-                    self.coming.push_back((1 - at, frame));
+                    if header.generation != 0 {
+                        self.spoken = header.generation;
+                    }
+                    let bits = header.kind == FrameType::SyncBits;
+                    match &mut self.slow_bits {
+                        Some(behind) if bits || behind.front().is_some_and(|(to, _)| *to != at) => {
+                            behind.push_back((1 - at, frame));
+                        }
+                        _ => self.coming.push_back((1 - at, frame)),
+                    }
                 }
             }
             Action::Close { connection } => {
@@ -860,4 +875,78 @@ fn an_answer_that_was_not_asked_for_is_refused() {
     world.feed(B, grant);
     world.pass(Duration::from_millis(100));
     assert!(!world.hosts[B].serving, "promoted by a stale answer");
+}
+
+/// R9: a target whose bitmap takes longer to send than the stall timeout is not left in silence: its
+/// pings stand behind the bitmap, so it hears nothing unless the source speaks by itself.
+#[test]
+fn a_bitmap_that_takes_long_is_heard_to_its_end() {
+    let mut world = World::in_sync(8 << 30);
+    world.command(A, Command::Secondary);
+    world.pass(Duration::from_secs(1));
+    world.command(B, Command::Primary(PrimaryMode::Ordinary));
+    world.pass(Duration::from_secs(1));
+    for extent in 0..900 {
+        world.write(B, extent, extent * 4 * MIB);
+        world.settle();
+    }
+    world.link_possible = false;
+    world.restart(B);
+    world.command(A, Command::Primary(PrimaryMode::Ordinary));
+    world.pass(Duration::from_secs(1));
+    world.slow_bits = Some(VecDeque::new());
+    world.link_possible = true;
+    world.pass(Duration::from_secs(1));
+    for sent in 0..20 {
+        assert_eq!(world.status(B).link, LinkState::Connected, "after {sent}");
+        let next = world.slow_bits.as_mut().and_then(VecDeque::pop_front);
+        world.coming.extend(next);
+        world.pass(Duration::from_millis(200));
+    }
+    let rest = world.slow_bits.take().unwrap_or_default();
+    assert!(matches!(rest[0].1, Input::Frame { header, .. } if header.kind == FrameType::SyncBits));
+    world.coming.extend(rest);
+    world.pass(Duration::from_secs(20));
+    world.assert_healthy();
+}
+
+/// R9: a chunk that waits for its range was not sent, so nobody can have written it. Taken for written,
+/// it would be forgotten in the queue for its range, and a later write there would wait for ever.
+#[test]
+fn a_chunk_that_was_not_sent_is_not_written() {
+    let mut world = World::in_sync(8 * MIB);
+    world.link_possible = false;
+    world.cut();
+    world.write(A, 1, 0);
+    world.pass(Duration::from_secs(1));
+    world.command(A, Command::PauseResync);
+    world.link_possible = true;
+    world.pass(Duration::from_secs(1));
+    world.hosts[A].held.writes = true;
+    world.write(A, 2, 0);
+    world.settle();
+    world.command(A, Command::ResumeResync);
+    world.settle();
+    assert_eq!(world.status(A).link, LinkState::Connected);
+    let connection = ConnectionId(world.hosts[A].connection.expect("a connection"));
+    let generation = world.spoken;
+    for serial in 0..4 {
+        let header = Header::bare(FrameType::Done, generation, 4 << 60 | serial);
+        let body = Body::None;
+        world.feed(
+            A,
+            Input::Frame {
+                connection,
+                header,
+                body,
+            },
+        );
+    }
+    assert_eq!(world.hosts[A].connection, None, "{:?}", world.status(A));
+    world.release_held(A);
+    world.pass(Duration::from_secs(5));
+    world.write(A, 3, 0);
+    world.pass(Duration::from_secs(1));
+    assert!(world.hosts[A].completed.contains(&RequestId(3)));
+    world.assert_healthy();
 }

@@ -378,7 +378,8 @@ impl Superblock {
         {
             return Err(SlotError::Field("size"));
         }
-        if raw.sequence.get() > MAX_COUNTER || raw.generation.counter.get() > MAX_COUNTER {
+        let counters = [raw.sequence, raw.generation.counter, raw.proposal.counter];
+        if counters.iter().any(|counter| counter.get() > MAX_COUNTER) {
             return Err(SlotError::Field("counter"));
         }
         let ancestry =
@@ -466,7 +467,14 @@ impl Superblock {
                 superblock: superblock.data_size.max(superblock.mirror_size),
             });
         }
-        if superblock.sequence.max(superblock.generation.counter) > MAX_TRUSTED_COUNTER {
+        let proposed = superblock
+            .proposal
+            .map_or(0, |proposal| proposal.generation.counter);
+        let counters = [superblock.sequence, superblock.generation.counter, proposed];
+        if counters
+            .iter()
+            .any(|counter| *counter > MAX_TRUSTED_COUNTER)
+        {
             let worn = SlotError::Field("counter");
             return Err(TrustError::NoSlot(worn.clone(), worn));
         }
@@ -648,6 +656,7 @@ pub(crate) mod tests {
                 },
                 ..sample()
             },
+            proposing(u64::MAX),
         ] {
             assert!(matches!(
                 Superblock::parse(&wrong.encode()),
@@ -657,21 +666,36 @@ pub(crate) mod tests {
     }
 
     /// What is counted on from there could not be read again (found by fuzzing).
+    fn proposing(counter: u64) -> Superblock {
+        Superblock {
+            proposal: Some(Proposal {
+                generation: Generation {
+                    counter,
+                    ..sample().generation
+                },
+                holders: Holders::Sole,
+            }),
+            ..sample()
+        }
+    }
+
     #[test]
     fn counters_without_room_are_refused() {
-        let trusted = |sequence| {
-            let worn = Superblock {
-                sequence,
-                ..sample()
-            };
+        let trusted = |worn: Superblock| {
             Superblock::trust(
                 [Superblock::parse(&worn.encode()), Err(SlotError::Absent)],
                 &layout(),
             )
             .is_ok()
         };
-        assert!(trusted(MAX_TRUSTED_COUNTER));
-        assert!(!trusted(MAX_TRUSTED_COUNTER + 1));
+        let after = |sequence| Superblock {
+            sequence,
+            ..sample()
+        };
+        assert!(trusted(after(MAX_TRUSTED_COUNTER)));
+        assert!(!trusted(after(MAX_TRUSTED_COUNTER + 1)));
+        assert!(trusted(proposing(MAX_TRUSTED_COUNTER)));
+        assert!(!trusted(proposing(MAX_TRUSTED_COUNTER + 1)));
     }
 
     #[test]

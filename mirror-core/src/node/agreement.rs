@@ -151,6 +151,7 @@ impl Node {
             FrameType::SyncBits => {
                 if agreement.offered && self.bitmap.merge(header.offset, &bytes) {
                     self.more_patience();
+                    self.assure_talker();
                 } else {
                     self.protocol_error("bitmap piece out of range or out of turn");
                 }
@@ -325,6 +326,15 @@ impl Node {
             .set(Timer::Handshake, self.now.after(AGREEMENT_PATIENCE));
     }
 
+    /// A sign of life for a peer whose bitmap takes long to send: its own pings stand behind that, and
+    /// it would take the silence for a stall.
+    fn assure_talker(&mut self) {
+        if self.now >= self.heartbeat_due {
+            self.heartbeat_due = self.now.after(self.heartbeat_interval());
+            self.ping();
+        }
+    }
+
     fn take_their_hello(&mut self) -> Option<Hello> {
         if let Link::Agreeing(agreement) = &mut self.link {
             agreement.theirs.clone()
@@ -369,9 +379,11 @@ impl Node {
         }
     }
 
-    /// Before the peer becomes a target, the record must not name it a holder (R7).
+    /// Before the peer becomes a target, neither record nor register may name it a holder (R7).
     fn prepare_source(&mut self, whole: bool) {
-        if self.record.holders == Holders::Sole {
+        // The register may name the peer, whose data an operator gave up: it must not any more.
+        let named = self.agreeing_with().is_some_and(Hello::is_registered_sole);
+        if self.record.holders == Holders::Sole && !named {
             self.begin_transition(Kind::OfferSync { whole });
         } else {
             self.begin_transition(Kind::Shrink {

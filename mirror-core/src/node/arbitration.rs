@@ -154,6 +154,11 @@ impl Node {
             Kind::PromoteAlone { mode, .. } if mode.is_forced() => {
                 (Ground::Steal, active.generation, ReplicaId::NONE)
             }
+            Kind::Shrink {
+                after: AfterShrink::OfferSync { .. },
+            } if self.agreeing_with().is_some_and(Hello::is_registered_sole) => {
+                (Ground::Steal, active.generation, ReplicaId::NONE)
+            }
             Kind::PromoteTogether { lineage, .. } => {
                 let peer = self.link.session().map(|session| session.hello.replica);
                 let peer = peer.unwrap_or(ReplicaId::NONE);
@@ -264,6 +269,11 @@ impl Node {
             (Ground::Claim, Some(value)) if self.widens() && value.names_both(me) => {
                 self.right_won();
             }
+            (Ground::Create, Some(value))
+                if value.id == wanted.generation.id.0 && !value.covers(wanted) =>
+            {
+                self.create_anew(value);
+            }
             (_, Some(value)) if value.id == wanted.id => self.right_won(),
             (Ground::Create, None) => self.swap(None, wanted),
             (Ground::Steal, Some(value)) => self.swap(Some(value), wanted),
@@ -294,6 +304,19 @@ impl Node {
         }
         let fence = consultation.wanted;
         self.swap(Some(value), fence);
+    }
+
+    /// An earlier attempt at the first generation named a peer that is replaced since.
+    fn create_anew(&mut self, value: Register) {
+        let fresh = (self.id_source.0)();
+        let Some(consultation) = &mut self.arbitration.consultation else {
+            return;
+        };
+        if consultation.wanted.id == value.id {
+            consultation.wanted.id = fresh;
+        }
+        let wanted = consultation.wanted;
+        self.swap(Some(value), wanted);
     }
 
     fn descends(&self, from: Generation) -> bool {
@@ -340,7 +363,8 @@ impl Node {
         let Some(active) = self.transition.active.take() else {
             return;
         };
-        if active.kind == Kind::Widen && value.is_some() {
+        let widened = active.kind == Kind::Widen;
+        if widened && value.is_some() {
             // Taken away by force.
             self.record.holders = Holders::Peer;
         }
@@ -367,7 +391,7 @@ impl Node {
         if !first {
             self.lost_right(value.generation);
         }
-        if self.link.is_agreeing() {
+        if self.link.is_agreeing() || widened {
             self.lose_link("the arbiter names another holder", AfterLoss::BackOff);
         }
     }
@@ -513,6 +537,7 @@ impl Node {
 
     /// The outcome is recorded.
     pub(super) fn proposal_settled(&mut self, outcome: Settled) {
+        self.acknowledgements_due = true;
         let whole = !matches!(self.disk, DiskState::Inconsistent | DiskState::Outdated);
         if self.record.holders == Holders::Sole && whole {
             self.disk = DiskState::UpToDate;

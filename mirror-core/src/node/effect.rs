@@ -271,6 +271,8 @@ impl Node {
         self.role = Role::Primary;
         // What is written from here on must not be discarded on an old word.
         self.discard = false;
+        // Nor does it bow to who went on alone and said so meanwhile: the two have diverged.
+        self.outdated_by = None;
         self.disk = DiskState::UpToDate;
         self.serving = true;
         self.out.push(Action::Serve(true));

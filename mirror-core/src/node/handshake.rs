@@ -224,8 +224,8 @@ fn direction(me: &Hello, peer: &Hello, strangers: bool) -> Verdict {
         (false, true) => becomes_copy(peer, flip(relation), strangers).mirrored(),
         (false, false) => match relation {
             Relation::Equal => equal(me, peer, strangers),
-            Relation::Descends => Verdict::Source { whole: strangers },
-            Relation::Precedes => Verdict::Target { whole: strangers },
+            Relation::Descends => descends(me, peer, strangers),
+            Relation::Precedes => descends(peer, me, strangers).mirrored(),
             Relation::Diverged => diverged(me, peer, strangers),
             Relation::Unrelated => discard(me, peer, true, ErrorId::Unrelated),
         },
@@ -247,6 +247,19 @@ fn becomes_copy(target: &Hello, relation: Relation, strangers: bool) -> Verdict 
         // Its source had more than the peer has: the peer's copy is of the past.
         _ if target.discard => Verdict::Target { whole: true },
         _ => Verdict::Refuse(ErrorId::NoGoodCopy),
+    }
+}
+
+/// `me` descends from the peer, and both copies are usable. It has everything, unless it was promoted
+/// by force while the peer went on alone in the generation they had in common.
+fn descends(me: &Hello, peer: &Hello, strangers: bool) -> Verdict {
+    if peer.holders != Holders::Sole || !peer.used {
+        return Verdict::Source { whole: strangers };
+    }
+    let left = History::withdrawn(me).map(|left| left.relation(History::of(peer)));
+    match left {
+        Some(Relation::Equal | Relation::Precedes) => Verdict::Target { whole: strangers },
+        _ => discard(me, peer, strangers, ErrorId::SplitBrain),
     }
 }
 

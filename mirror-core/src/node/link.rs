@@ -399,7 +399,7 @@ impl Node {
         }
     }
 
-    fn heartbeat_interval(&self) -> Duration {
+    pub(super) fn heartbeat_interval(&self) -> Duration {
         let slowest = if self.is_arbitrated() {
             self.config.lease / 8
         } else {
@@ -497,7 +497,9 @@ impl Node {
             });
             self.out.push(Action::Flush { op });
         }
-        if self.replicating() && self.log.peer_flush_begins(self.now) {
+        // While the record changes the peer may not know yet of the generation this side speaks in.
+        let speaks = self.replicating() && !self.transition.changes_record();
+        if speaks && self.log.peer_flush_begins(self.now) {
             let generation = self.record.generation.tag();
             self.send(Header::bare(
                 FrameType::Flush,

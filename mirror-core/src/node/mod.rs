@@ -547,6 +547,8 @@ impl Node {
         }
         self.abort_requests(GuestError::Io);
         self.abort_transition();
+        // There is nothing left to record it on.
+        self.outdated_by = None;
         self.lose_link("the local disk failed", AfterLoss::StandAlone);
         self.refusal = Some(refusal);
     }

@@ -554,7 +554,9 @@ impl Node {
 
     /// Whether the record that [`Holders`] describes is durable and no change of it is under way.
     fn acts_by_right(&self) -> bool {
-        self.role == Role::Primary && !self.transition.changes_record()
+        self.role == Role::Primary
+            && !self.transition.changes_record()
+            && !self.transition.is_settling()
     }
 
     /// Whether a request waits for a peer that is not there, and a shrinking would help.

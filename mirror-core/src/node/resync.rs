@@ -310,6 +310,10 @@ impl Node {
     pub(super) fn chunk_written(&mut self, serial: u32) {
         let now = self.now;
         let Some(resync) = self.resync() else { return };
+        let stage = resync.chunk(serial).map(|chunk| chunk.stage);
+        if !matches!(stage, Some(ChunkStage::Sent(_))) {
+            return self.protocol_error("a chunk is written that was not sent");
+        }
         let Some(chunk) = resync.take_chunk(serial) else {
             return;
         };

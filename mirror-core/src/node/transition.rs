@@ -195,6 +195,12 @@ impl Transition {
         let kind = self.active.as_ref().map(|active| &active.kind);
         matches!(kind, Some(Kind::Shrink { .. } | Kind::OfferSync { .. }))
     }
+
+    /// Whether what became of a swap is on its way to the disk.
+    pub(super) fn is_settling(&self) -> bool {
+        let kind = self.active.as_ref().map(|active| &active.kind);
+        matches!(kind, Some(Kind::Settle { .. }))
+    }
 }
 
 impl Node {

@@ -10,7 +10,7 @@ use std::path::Path;
 pub struct Bug {
     /// What it is called: `scripts/planted-bugs --only NAME`.
     pub name: String,
-    /// The rule of ARCHITECTURE.md that it breaks, `R1` to `R9`.
+    /// The rule of ARCHITECTURE.md that it breaks, `R1` to `R14`.
     pub rule: String,
     /// What it is, in one line.
     pub what: String,
@@ -128,6 +128,8 @@ mod tests {
             let count = by_rule.remove(format!("R{rule}").as_str()).unwrap_or(0);
             assert!(count >= 2, "R{rule} has {count} planted bugs");
         }
+        // Of what an operator meets when things fail there are some, too.
+        by_rule.retain(|rule, _| !matches!(*rule, "R11" | "R12"));
         assert!(by_rule.is_empty(), "unknown rules: {by_rule:?}");
     }
 
