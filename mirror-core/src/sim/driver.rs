@@ -255,6 +255,7 @@ impl Cluster {
         let purpose = process.operations.remove(&op);
         let of_resync = matches!(purpose, Some(Purpose::Read(Checksum::Wanted)));
         let landed = matches!(purpose, Some(Purpose::Superblock));
+        let marks_changed = matches!(purpose, Some(Purpose::Metadata));
         let input = match (outcome, purpose) {
             (Outcome::Read(stamps), Some(Purpose::Read(wanted))) => Input::DiskDone {
                 op,
@@ -280,6 +281,9 @@ impl Cluster {
         };
         if landed {
             self.check_new_generation(h);
+        }
+        if marks_changed {
+            self.check_covered();
         }
         if of_resync {
             self.resync_read(h, life, input);

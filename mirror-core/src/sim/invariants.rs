@@ -274,7 +274,7 @@ impl Cluster {
 
     /// Who serves goes on until its operator, its disk or the arbiter stops it.
     pub fn check_stopping(&self, h: usize) -> Result<(), String> {
-        let replaced = self.options.is_arbitrated() && !self.registered()[h];
+        let replaced = self.options.is_arbitrated() && !self.custody.named[h];
         let erred = self.hosts[h].process.as_ref().is_none_or(|p| p.erred);
         if self.operator.busy(h) || replaced || erred || self.operator.forced {
             return Ok(());
@@ -292,7 +292,7 @@ impl Cluster {
         self.sample_custody();
         self.check_writer(by)
             .map_err(|problem| format!("acknowledged by {}, which {problem}", NAMES[by]))?;
-        for h in 0..2 {
+        for h in [0, 1] {
             if self.counts(h) {
                 self.check_sectors(h, Disk::view, start..start + count)
                     .map_err(|problem| {
@@ -365,8 +365,9 @@ impl Cluster {
         if self.operator.forced {
             return Ok(());
         }
-        // R12: one whose flush failed does not go on, whatever the next flush says.
-        if self.hosts[h].fitness != Fitness::Fit {
+        // R12: one whose flush failed does not go on, whatever the next flush says. A daemon that stands
+        // still has not heard of it.
+        if self.hosts[h].fitness != Fitness::Fit && !self.is_paused(h) {
             return Err("serves from a disk that failed or is another's".to_owned());
         }
         if status.disk != DiskState::UpToDate {
