@@ -266,8 +266,9 @@ impl Cluster {
                 self.order(h, Command::Connect { discard_my_data });
             }
             (13, _) => self.command_both(h),
-            // Its peer is down, and it cannot know what its operator does: that it has everything.
-            (14, None) if self.hosts[1 - h].process.is_none() => {
+            // Its peer is down, and it cannot know what its operator does: that it has everything. With an
+            // arbiter he would have to know as well that no claim of the peer is on its way there.
+            (14, None) if self.hosts[1 - h].process.is_none() && !self.options.is_arbitrated() => {
                 self.sample_custody();
                 if self.custody.is_complete(h) && self.hosts[h].fitness == Fitness::Fit {
                     self.order(h, Command::Primary(PrimaryMode::Force));
