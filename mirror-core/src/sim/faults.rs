@@ -1,7 +1,8 @@
 //! What goes wrong: what a fault is drawn from, and the crashes and the faults of the link. Those of
 //! disks are in `disk_faults.rs`, those of processes and clocks in `host_faults.rs`.
 //!
-//! [`Cluster::fault_step`] draws; what it calls only acts, on the arguments it was given.
+//! [`Cluster::fault_step`] draws; what it calls acts on the arguments it was given. Only how long a
+//! machine is down after a rare kind of crash is drawn when it happens, by the machine.
 
 use super::cluster::{Cluster, Event, Phase};
 use super::disk::{Access, Honesty};

@@ -367,17 +367,19 @@ impl Cluster {
         }
     }
 
-    /// Takes a disk down that failed or is another's, to replace it or to try it again.
+    /// Takes a disk down that failed, is another's or is given up, to replace it or to try it again.
     fn care_for_disk(&mut self, h: usize, percent: u32) {
         let Some(status) = self.status(h) else {
             return;
         };
         let failed = status.disk == DiskState::Failed;
         let cloned = self.hosts[h].fitness == Fitness::Clone;
+        // The daemon stood still when it was told to go down.
+        let given_up = self.hosts[h].fitness == Fitness::Condemned;
         let acts = self.operator.rng.u32(0..400) < percent;
-        if (failed || cloned) && acts && !self.operator.busy(h) {
+        if (failed || cloned || given_up) && acts && !self.operator.busy(h) {
             let replaces = cloned || (self.operator.rng.bool() && self.may_be_replaced(h));
-            if replaces {
+            if replaces && !given_up {
                 self.give_up_disk(h);
             }
             self.order(h, Command::Down);

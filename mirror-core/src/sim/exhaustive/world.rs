@@ -145,7 +145,7 @@ impl Cluster {
             }
         }
         self.settle();
-        if let Some(serving) = self.serving_alone() {
+        if let Some(serving) = self.serving_by_right() {
             let (start, count) = AREA;
             self.ask_of(serving, Ask::Read { start, count });
             self.settle();
@@ -194,7 +194,7 @@ impl Cluster {
 
     /// One operation, as far as whoever is left can do it.
     fn carry_on(&mut self, operation: Operation) {
-        let guest = self.serving_alone();
+        let guest = self.serving_by_right();
         match (operation, guest) {
             (Operation::Write, Some(h)) => self.ask_of(h, write(WRITE)),
             (Operation::Spanning, Some(h)) => self.ask_of(h, write(SPANNING)),
@@ -215,8 +215,11 @@ impl Cluster {
         }
     }
 
-    fn serving_alone(&self) -> Option<usize> {
-        (0..2).find(|h| self.serving(*h))
+    /// Who is asked: who serves; of two, the one by right, not a Primary that does not know yet that it
+    /// was replaced.
+    fn serving_by_right(&self) -> Option<usize> {
+        let serving = (0..2).filter(|h| self.serving(*h));
+        serving.max_by_key(|h| self.custody.named[*h])
     }
 
     fn disconnect(&mut self) {
