@@ -950,3 +950,38 @@ fn a_chunk_that_was_not_sent_is_not_written() {
     assert!(world.hosts[A].completed.contains(&RequestId(3)));
     world.assert_healthy();
 }
+
+/// R3: while the record of a generation is on its way to the disk nothing is said in it. The peer would
+/// take it for nonsense, part, and never hear that it is outdated.
+#[test]
+fn nothing_is_said_in_a_generation_that_is_not_recorded() {
+    const EXTENT: u64 = 4 * MIB;
+    let mut world = World::in_sync(1100 * EXTENT);
+    for extent in 0..1000 {
+        world.write(A, extent, extent * EXTENT);
+        world.settle();
+    }
+    world.hosts[A].held.metadata = true;
+    world.command(A, Command::Disconnect);
+    world.settle();
+    // What it is about to do is noted; then the log has no room for a write.
+    answer_metadata(&mut world, A);
+    world.write(A, 5000, 1050 * EXTENT);
+    world.settle();
+    assert!(world.hosts[B].connection.is_some(), "{:?}", world.status(B));
+    for _ in 0..2 {
+        answer_metadata(&mut world, A);
+    }
+    world.hosts[A].held.metadata = false;
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.status(B).disk, DiskState::Outdated);
+}
+
+/// The metadata writes that are held are on the disk.
+fn answer_metadata(world: &mut World, at: usize) {
+    for op in std::mem::take(&mut world.hosts[at].held.operations) {
+        let result = Ok(Vec::new());
+        world.feed(at, Input::MetaDone { op, result });
+    }
+    world.settle();
+}
