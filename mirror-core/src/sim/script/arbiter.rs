@@ -220,6 +220,7 @@ impl World {
                 return self.deliver_messages(None);
             }
             ArbiterStep::Deliver(count) => return self.deliver_messages(*count),
+            ArbiterStep::Keep => arbiter.holding.clear(),
             ArbiterStep::Lose => arbiter.held.clear(),
             ArbiterStep::Wipe => {
                 arbiter.value = None;

@@ -166,6 +166,8 @@ pub(super) enum ArbiterStep {
     Release,
     /// Lets this many held messages through, or all.
     Deliver(Option<usize>),
+    /// Holds nothing more, and keeps what was.
+    Keep,
     /// Loses what is held.
     Lose,
     Wipe,
@@ -342,6 +344,7 @@ fn arbiter(words: &mut Words<'_>) -> Result<ArbiterStep, String> {
         }
         "release" => ArbiterStep::Release,
         "deliver" => ArbiterStep::Deliver(words.count()?),
+        "keep" => ArbiterStep::Keep,
         "lose" => ArbiterStep::Lose,
         "wipe" => ArbiterStep::Wipe,
         other => return Err(format!("the arbiter cannot `{other}`")),
