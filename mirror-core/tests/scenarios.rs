@@ -10,6 +10,7 @@ use mirror_core::meta::{self, Layout, NewReplica};
 use mirror_core::node::boundary::*;
 use mirror_core::node::{MetadataPlace, Node, NodeConfig};
 use mirror_core::types::*;
+use mirror_core::wire::message::Goodbye;
 use mirror_core::wire::{FrameType, Header, PayloadKind};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -984,4 +985,31 @@ fn answer_metadata(world: &mut World, at: usize) {
         world.feed(at, Input::MetaDone { op, result });
     }
     world.settle();
+}
+
+/// What was on its way when a newer connection took the place of an older one says nothing any more.
+#[test]
+fn a_frame_of_an_older_connection_is_not_heard() {
+    let mut world = World::in_sync(8 * MIB);
+    let old = ConnectionId(world.hosts[B].connection.expect("a connection"));
+    let connection = ConnectionId(77);
+    world.hosts[B].connection = Some(connection.0);
+    world.feed(B, Input::LinkUp { connection });
+    let goodbye = Goodbye {
+        outdated_by: None,
+        reason: "of long ago".to_owned(),
+    };
+    let header = Header::bare(FrameType::Goodbye, 0, 0);
+    let body = Body::Control(goodbye.encode());
+    let connection = old;
+    world.feed(
+        B,
+        Input::Frame {
+            connection,
+            header,
+            body,
+        },
+    );
+    assert_eq!(world.hosts[B].connection, Some(77));
+    assert!(world.status(B).reasons.is_empty(), "{:?}", world.status(B));
 }
