@@ -392,22 +392,44 @@ impl Cluster {
         }
         let took = self.now.since(pending.since);
         self.stats.longest_stall = self.stats.longest_stall.max(took);
-        if let Err(error) = result {
-            self.stats.errors += 1;
-            let disk_erred = self.hosts[host].process.as_ref().is_some_and(|p| p.erred);
-            let expected = match error {
-                // Requests under way when it stops are not waited for.
-                GuestError::NotPrimary => !self.serving(host),
-                GuestError::Io => disk_erred,
-                GuestError::OutOfRange => false,
-            };
-            if !expected {
-                return Err(format!("{request:?} {:?} failed: {error:?}", pending.asked));
-            }
-            self.forget(pending.asked);
-            return Ok(());
+        match result {
+            Err(error) => self.failed(host, request, pending.asked, error),
+            Ok(stamps) => self.answered(host, request, &pending, stamps),
         }
-        match (pending.asked, result.unwrap_or(None)) {
+    }
+
+    /// A request ends with an error: was there a reason?
+    fn failed(
+        &mut self,
+        host: usize,
+        request: RequestId,
+        asked: Asked,
+        error: GuestError,
+    ) -> Result<(), String> {
+        self.stats.errors += 1;
+        let disk_erred = self.hosts[host].process.as_ref().is_some_and(|p| p.erred);
+        let expected = match error {
+            // Requests under way when it stops are not waited for.
+            GuestError::NotPrimary => !self.serving(host),
+            GuestError::Io => disk_erred,
+            GuestError::OutOfRange => false,
+        };
+        if !expected {
+            return Err(format!("{request:?} {asked:?} failed: {error:?}"));
+        }
+        self.forget(asked);
+        Ok(())
+    }
+
+    /// A request is answered: is it an answer that may be given?
+    fn answered(
+        &mut self,
+        host: usize,
+        request: RequestId,
+        pending: &Pending,
+        stamps: Option<Stamps>,
+    ) -> Result<(), String> {
+        match (pending.asked, stamps) {
             (Asked::Read { at, start, count }, Some(stamps)) => {
                 self.stats.reads += 1;
                 if stamps.len() as u64 != count {

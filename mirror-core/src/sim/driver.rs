@@ -25,8 +25,57 @@ pub(super) enum Purpose {
 }
 
 impl Cluster {
+    /// Carries out an action. Fails where a daemon could not, or must not, carry it out.
     pub fn perform(&mut self, h: usize, action: Action) -> Result<(), String> {
         let now = self.now;
+        let Some(process) = &mut self.hosts[h].process else {
+            return Ok(());
+        };
+        match action {
+            Action::Read { .. } | Action::Write { .. } | Action::Zero { .. } => {
+                return self.perform_on_data(h, action);
+            }
+            Action::Flush { op } => {
+                process.operations.insert(op, Purpose::Data(None));
+                return self.submit(h, op, Operation::Flush);
+            }
+            Action::MetaRead { .. } | Action::MetaWrite { .. } => {
+                return self.perform_on_metadata(h, action);
+            }
+            Action::StartConnecting => self.network.start_connecting(h, &mut self.later),
+            Action::StopConnecting => self.network.stop_connecting(now, h, &mut self.later),
+            Action::Close { connection } => {
+                self.network.close(now, h, connection, &mut self.later);
+            }
+            Action::Send {
+                connection,
+                header,
+                body,
+            } => return self.send(h, connection, header, body),
+            Action::AskArbiter { ask, request } => self.ask_arbiter(h, ask, request),
+            Action::Complete { request, result } => {
+                let result = match result {
+                    Ok(Some(payload)) => Ok(Some(process.buffers.release(&payload)?)),
+                    Ok(None) => Ok(None),
+                    Err(error) => Err(error),
+                };
+                return self.completed(h, request, result);
+            }
+            Action::Release(payload) => {
+                process.buffers.release(&payload)?;
+            }
+            Action::CommandDone { command, result } => self.commanded(h, command, result),
+            Action::Serve(serving) => {
+                process.serving = serving;
+                return self.serve_changed(h, serving);
+            }
+            Action::Detached => process.detached = true,
+            Action::Event(_) => {}
+        }
+        Ok(())
+    }
+
+    fn perform_on_data(&mut self, h: usize, action: Action) -> Result<(), String> {
         let data_size = self.options.layout().data_size;
         let Some(process) = &mut self.hosts[h].process else {
             return Ok(());
@@ -55,9 +104,8 @@ impl Cluster {
                 let range = ByteRange::new(offset, u64::from(payload.len));
                 within(range, data_size, u64::from(MAX_PAYLOAD))?;
                 let data = Fill::Stamps(process.buffers.begin(&payload)?);
-                process
-                    .operations
-                    .insert(op, Purpose::Data(Some(payload.buffer)));
+                let purpose = Purpose::Data(Some(payload.buffer));
+                process.operations.insert(op, purpose);
                 let start = offset / SECTOR;
                 self.submit(h, op, Operation::Write { start, data, fua })
             }
@@ -68,10 +116,16 @@ impl Cluster {
                 let data = Fill::Zeroes(range.len() / SECTOR);
                 self.submit(h, op, Operation::Write { start, data, fua })
             }
-            Action::Flush { op } => {
-                process.operations.insert(op, Purpose::Data(None));
-                self.submit(h, op, Operation::Flush)
-            }
+            other => Err(format!("{other:?} is not for the data")),
+        }
+    }
+
+    fn perform_on_metadata(&mut self, h: usize, action: Action) -> Result<(), String> {
+        let layout = self.options.layout();
+        let Some(process) = &mut self.hosts[h].process else {
+            return Ok(());
+        };
+        match action {
             Action::MetaRead { op, offset, len } => {
                 process.operations.insert(op, Purpose::Metadata);
                 let len = len as usize;
@@ -79,7 +133,6 @@ impl Cluster {
                 self.submit(h, op, Operation::MetaRead { offset, len })
             }
             Action::MetaWrite { op, offset, bytes } => {
-                let layout = self.options.layout();
                 let slots = layout.slot_offset(0)..=layout.slot_offset(1);
                 let purpose = match slots.contains(&offset) {
                     true => Purpose::Superblock,
@@ -91,67 +144,35 @@ impl Cluster {
                 self.trace.fold_bytes(&bytes);
                 self.submit(h, op, Operation::MetaWrite { offset, bytes })
             }
-            Action::StartConnecting => {
-                self.network.start_connecting(h, &mut self.later);
-                Ok(())
-            }
-            Action::StopConnecting => {
-                self.network.stop_connecting(now, h, &mut self.later);
-                Ok(())
-            }
-            Action::Close { connection } => {
-                self.network.close(now, h, connection, &mut self.later);
-                Ok(())
-            }
-            Action::Send {
-                connection,
-                header,
-                body,
-            } => {
-                let body = match body {
-                    Body::None => WireBody::None,
-                    Body::Data(payload) => WireBody::Data(process.buffers.look(&payload)?),
-                    Body::Control(bytes) => WireBody::Control(bytes),
-                };
-                let header = header.encode();
-                self.trace.fold_bytes(&header);
-                let condition = Condition::Sound;
-                let frame = Frame {
-                    header,
-                    body,
-                    condition,
-                };
-                self.network
-                    .send(now, h, connection, frame, &mut self.later);
-                Ok(())
-            }
-            Action::AskArbiter { ask, request } => {
-                self.ask_arbiter(h, ask, request);
-                Ok(())
-            }
-            Action::Complete { request, result } => {
-                let result = match result {
-                    Ok(Some(payload)) => Ok(Some(process.buffers.release(&payload)?)),
-                    Ok(None) => Ok(None),
-                    Err(error) => Err(error),
-                };
-                self.completed(h, request, result)
-            }
-            Action::Release(payload) => process.buffers.release(&payload).map(|_| ()),
-            Action::CommandDone { command, result } => {
-                self.commanded(h, command, result);
-                Ok(())
-            }
-            Action::Serve(serving) => {
-                process.serving = serving;
-                self.serve_changed(h, serving)
-            }
-            Action::Detached => {
-                process.detached = true;
-                Ok(())
-            }
-            Action::Event(_) => Ok(()),
+            other => Err(format!("{other:?} is not for the metadata")),
         }
+    }
+
+    fn send(
+        &mut self,
+        h: usize,
+        connection: ConnectionId,
+        header: Header,
+        body: Body,
+    ) -> Result<(), String> {
+        let Some(process) = &mut self.hosts[h].process else {
+            return Ok(());
+        };
+        let body = match body {
+            Body::None => WireBody::None,
+            Body::Data(payload) => WireBody::Data(process.buffers.look(&payload)?),
+            Body::Control(bytes) => WireBody::Control(bytes),
+        };
+        let header = header.encode();
+        self.trace.fold_bytes(&header);
+        let frame = Frame {
+            header,
+            body,
+            condition: Condition::Sound,
+        };
+        self.network
+            .send(self.now, h, connection, frame, &mut self.later);
+        Ok(())
     }
 
     fn within_metadata(&self, offset: u64, len: usize) -> Result<(), String> {

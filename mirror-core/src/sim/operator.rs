@@ -235,12 +235,7 @@ impl Cluster {
         match (self.operator.rng.u8(0..15), serving) {
             (0..3, Some(s)) => {
                 // A handover: the heir is promoted once nobody serves.
-                let heir = if self.operator.rng.u8(0..4) == 0 {
-                    s
-                } else {
-                    1 - s
-                };
-                self.operator.heir = Some(heir);
+                self.operator.heir = Some(self.most_often(1 - s));
                 self.order(s, Command::Secondary);
             }
             // The node must refuse: it knows that its peer is Primary.
@@ -250,11 +245,7 @@ impl Cluster {
             (4, _) => self.order(h, Command::Disconnect),
             (5, Some(s)) if self.options.store_size < 1 << 30 => {
                 // At any time, and sometimes of the one copy that serves: the nodes must know.
-                let which = if self.operator.rng.u8(0..4) == 0 {
-                    s
-                } else {
-                    1 - s
-                };
+                let which = self.most_often(1 - s);
                 self.order(which, Command::Invalidate);
             }
             (6, _) => self.order(h, Command::PauseResync),
@@ -283,31 +274,42 @@ impl Cluster {
             (11, _) if self.options.is_arbitrated() => {
                 self.order(h, PRIMARY);
             }
-            (11, None) => {
-                // Freshly started and alone: the node itself must know whether it may. One that
-                // was chosen as source and then left alone believes so; only he knows what was
-                // done on the other side since.
-                let fresh = self.hosts[h].process.as_ref().is_some_and(|p| p.fresh)
-                    && self.hosts[h].fitness == Fitness::Fit;
-                let believes = self
-                    .status(h)
-                    .is_some_and(|status| status.holders == [NAMES[h]]);
-                let knows = !believes || self.custody.may_go_alone(h);
-                if fresh && knows && self.hosts[1 - h].process.is_none() {
-                    self.order(h, PRIMARY);
-                }
-            }
-            // A copy in the making: only the node itself can know that it must refuse.
-            (12, None) if !self.operator.promoting() => {
-                let half = |h: &usize| {
-                    self.status(*h)
-                        .is_some_and(|s| s.disk == DiskState::Inconsistent)
-                };
-                if let Some(h) = (0..2).find(half) {
-                    self.order(h, PRIMARY);
-                }
-            }
+            (11, None) if self.hosts[1 - h].process.is_none() => self.promote_fresh(h),
+            (12, None) if !self.operator.promoting() => self.promote_half_copy(),
             _ => {}
+        }
+    }
+
+    /// This node, or one time in four the other.
+    fn most_often(&mut self, h: usize) -> usize {
+        match self.operator.rng.u8(0..4) {
+            0 => 1 - h,
+            _ => h,
+        }
+    }
+
+    /// Freshly started and alone: the node itself must know whether it may. One that was chosen as
+    /// source and then left alone believes so; only he knows what was done on the other side since.
+    fn promote_fresh(&mut self, h: usize) {
+        let process = self.hosts[h].process.as_ref();
+        let fresh = process.is_some_and(|process| process.fresh);
+        let believes = self
+            .status(h)
+            .is_some_and(|status| status.holders == [NAMES[h]]);
+        let knows = !believes || self.custody.may_go_alone(h);
+        if fresh && knows && self.hosts[h].fitness == Fitness::Fit {
+            self.order(h, PRIMARY);
+        }
+    }
+
+    /// A copy in the making: only the node itself can know that it must refuse.
+    fn promote_half_copy(&mut self) {
+        let half = |h: &usize| {
+            self.status(*h)
+                .is_some_and(|s| s.disk == DiskState::Inconsistent)
+        };
+        if let Some(h) = (0..2).find(half) {
+            self.order(h, PRIMARY);
         }
     }
 

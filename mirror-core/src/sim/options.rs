@@ -171,13 +171,7 @@ impl Options {
         } else {
             Beginning::FullSync
         };
-        let store_size = match (wide, rng.u8(0..4)) {
-            // Wider than the activity log reaches, so that extents are evicted.
-            (true, _) => 6 << 30,
-            (_, 0) => 64 << 20,
-            (_, 1) => rng.u64(8..32) << 20,
-            _ => (1 << 20) + (rng.u64(20..2000) << 12) + (rng.u64(0..8) << 9),
-        };
+        let store_size = store_size(&mut rng, wide);
         let storm = Duration::from_millis(rng.u64(4_000..40_000));
         let pace = match rng.u8(0..8) {
             0 | 1 => Pace::Single,
@@ -189,7 +183,6 @@ impl Options {
             Pace::Single => (storm * 3, storm.as_millis() as u64 / 100),
             _ => (storm, rng.u64(300..3000)),
         };
-        let pick = |rng: &mut fastrand::Rng, list: &[u64]| list[rng.usize(0..list.len())];
         let stall_timeout = Duration::from_millis(pick(&mut rng, &[300, 1000, 2000]));
         let mut disk_latency = Duration::from_micros(pick(&mut rng, &[30, 200, 2000, 10_000]));
         let mut network_delay = Duration::from_micros(pick(&mut rng, &[50, 500, 3000, 20_000]));
@@ -198,23 +191,13 @@ impl Options {
             disk_latency = disk_latency.min(Duration::from_micros(200));
             network_delay = network_delay.min(Duration::from_micros(500));
         }
-        let disk_bias = match rng.u8(0..8) {
-            0 => DiskBias::Writes,
-            1 => DiskBias::Flushes,
-            2 => DiskBias::Metadata,
-            _ => DiskBias::Even,
-        };
+        let disk_bias = disk_bias(&mut rng);
         if disk_bias != DiskBias::Even {
             disk_latency = disk_latency.min(Duration::from_millis(2));
         }
         // A link or disk whose ordinary delays are beyond the timeout would never connect at all.
         let least = (network_delay * 100).max(disk_latency * 60 * disk_bias.factor() as u32);
-        let (scenario, arbitration) = match rng.u8(0..20) {
-            0 | 1 => (Scenario::InsaneOperator, Arbitration::Unarbitrated),
-            2..7 => (Scenario::SaneOperator, Arbitration::Unarbitrated),
-            7 => (Scenario::SaneOperator, Arbitration::Wiped),
-            _ => (Scenario::SaneOperator, Arbitration::Arbitrated),
-        };
+        let (scenario, arbitration) = story(&mut rng);
         let lease = Duration::from_millis(pick(&mut rng, &[200, 1000, 3000]));
         Options {
             seed,
@@ -397,6 +380,38 @@ impl Options {
     pub(super) fn layout(&self) -> Layout {
         Layout::new(self.store_size, self.metadata)
             .unwrap_or_else(|error| unreachable!("store sizes are within bounds: {error}"))
+    }
+}
+
+fn pick(rng: &mut fastrand::Rng, list: &[u64]) -> u64 {
+    list[rng.usize(0..list.len())]
+}
+
+/// Bytes of each store. A wide one is wider than the activity log reaches, so that extents are evicted.
+fn store_size(rng: &mut fastrand::Rng, wide: bool) -> u64 {
+    match (wide, rng.u8(0..4)) {
+        (true, _) => 6 << 30,
+        (_, 0) => 64 << 20,
+        (_, 1) => rng.u64(8..32) << 20,
+        _ => (1 << 20) + (rng.u64(20..2000) << 12) + (rng.u64(0..8) << 9),
+    }
+}
+
+fn disk_bias(rng: &mut fastrand::Rng) -> DiskBias {
+    match rng.u8(0..8) {
+        0 => DiskBias::Writes,
+        1 => DiskBias::Flushes,
+        2 => DiskBias::Metadata,
+        _ => DiskBias::Even,
+    }
+}
+
+fn story(rng: &mut fastrand::Rng) -> (Scenario, Arbitration) {
+    match rng.u8(0..20) {
+        0 | 1 => (Scenario::InsaneOperator, Arbitration::Unarbitrated),
+        2..7 => (Scenario::SaneOperator, Arbitration::Unarbitrated),
+        7 => (Scenario::SaneOperator, Arbitration::Wiped),
+        _ => (Scenario::SaneOperator, Arbitration::Arbitrated),
     }
 }
 
