@@ -4,6 +4,7 @@
 
 use super::client::Ask;
 use super::cluster::Cluster;
+use super::faults::{Crash, draw_millis};
 use super::host::NAMES;
 use super::network::Break;
 use crate::node::boundary::{Command, PrimaryMode};
@@ -107,13 +108,27 @@ impl Cluster {
         let now = self.client.acknowledged;
         if now[0] > before[0] + 3 && now[1] > before[1] + 3 {
             self.client.held = true;
+            self.split_crashes();
             self.network.heal(&mut self.later);
             self.flush_network();
             self.operator.split = SplitBrain::Stand {
-                until: Time(self.now.0 + 8 * SECOND),
+                until: Time(self.now.0 + 10 * SECOND),
             };
         } else if self.now > until {
             self.fail("two forced Primaries do not serve".to_owned());
+        }
+    }
+
+    /// Either side may have been killed, or have lost power, before the two meet again: what it says of
+    /// itself then is on its disk.
+    fn split_crashes(&mut self) {
+        for h in 0..2 {
+            let down = draw_millis(&mut self.operator.rng, 1..2000);
+            match self.operator.rng.u8(0..4) {
+                0 => self.crash(h, Crash::Process, down),
+                1 => self.crash(h, Crash::Power, down),
+                _ => {}
+            }
         }
     }
 
