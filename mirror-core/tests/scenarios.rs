@@ -1013,3 +1013,28 @@ fn a_frame_of_an_older_connection_is_not_heard() {
     assert_eq!(world.hosts[B].connection, Some(77));
     assert!(world.status(B).reasons.is_empty(), "{:?}", world.status(B));
 }
+
+/// What both sides show of a resync: how much there is to copy, on the target as well, which does not
+/// know by itself; and nothing done yet while an operator holds it.
+#[test]
+fn both_sides_show_how_much_there_is_to_copy() {
+    let mut world = World::in_sync(8 * MIB);
+    world.link_possible = false;
+    world.cut();
+    for block in 0..3 {
+        world.write(A, block, block * MIB);
+    }
+    world.pass(Duration::from_secs(1));
+    world.command(A, Command::PauseResync);
+    world.link_possible = true;
+    world.pass(Duration::from_secs(1));
+    for (at, direction) in [(A, Direction::Source), (B, Direction::Target)] {
+        let resync = world.status(at).resync.expect("a resync");
+        assert_eq!(resync.direction, direction);
+        assert_eq!((resync.total_bytes, resync.done_bytes), (3 * 4096, 0));
+        assert!(resync.paused);
+    }
+    world.command(A, Command::ResumeResync);
+    world.pass(Duration::from_secs(5));
+    world.assert_healthy();
+}
