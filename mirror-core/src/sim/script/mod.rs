@@ -124,6 +124,7 @@ fn happen(world: &mut World, command: &Command) -> Result<(), String> {
             Ok(())
         }
         Command::Release(channel) => world.release(channel),
+        Command::Keep(host, part) => world.keep(*host, *part),
         Command::Deliver(from, count) => world.deliver(*from, *count),
         Command::Lose(from, count) => world.lose(*from, *count),
         Command::Cut(only) => world.cut(*only),

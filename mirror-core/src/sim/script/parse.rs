@@ -183,6 +183,7 @@ pub(super) enum Command {
     Operator(Host, boundary::Command),
     Hold(Channel),
     Release(Channel),
+    Keep(Host, Part),
     /// Lets this many held frames through, or all.
     Deliver(Host, Option<usize>),
     /// Loses this many held frames, or all.
@@ -287,6 +288,7 @@ fn command(text: &str) -> Result<Command, String> {
         "read" | "write" | "zero" | "trim" | "flush" => guest(verb, &mut words)?,
         "hold" => Command::Hold(words.channel()?),
         "release" => Command::Release(words.channel()?),
+        "keep" => Command::Keep(words.host()?, words.part()?),
         "deliver" => Command::Deliver(words.direction()?, words.count()?),
         "lose" => Command::Lose(words.direction()?, words.count()?),
         "cut" if words.is_empty() => Command::Cut(None),

@@ -83,14 +83,22 @@ impl DiskWork {
     }
 }
 
+/// A part of a disk that operations hang in.
+struct HeldPart {
+    part: Part,
+    operations: VecDeque<DiskOp>,
+    /// Whether those to come will hang as well.
+    holding: bool,
+}
+
 /// A machine.
 pub(super) struct Machine {
     pub process: Option<Process>,
     pub disk: Disk,
     boot: u128,
     pub lives: u128,
-    /// Parts of the disk that hold operations back, and what they hold.
-    held: Vec<(Part, VecDeque<DiskOp>)>,
+    /// What a script holds back of the disk's work.
+    held: Vec<HeldPart>,
     pub failing: Vec<Part>,
     pub answer: Option<Result<(), ErrorId>>,
 }
@@ -98,6 +106,10 @@ pub(super) struct Machine {
 impl Machine {
     pub fn is_holding(&self) -> bool {
         !self.held.is_empty()
+    }
+
+    fn held_part(&mut self, part: Part) -> Option<&mut HeldPart> {
+        self.held.iter_mut().find(|held| held.part == part)
     }
 }
 
@@ -398,8 +410,8 @@ impl World {
         self.process(host)?;
         let machine = &mut self.machines[host];
         machine.process = None;
-        for (_, operations) in &mut machine.held {
-            for DiskOp { what, .. } in operations.drain(..) {
+        for held in &mut machine.held {
+            for DiskOp { what, .. } in held.operations.drain(..) {
                 if let DiskWork::Write { start, stamps, fua } = what
                     && stamps.iter().any(|stamp| survives(kept, *stamp))
                 {
@@ -476,9 +488,14 @@ impl World {
     pub fn hold(&mut self, channel: &Channel) {
         match channel {
             Channel::Disk(host, part) => {
-                let held = &mut self.machines[*host].held;
-                if !held.iter().any(|(other, _)| other == part) {
-                    held.push((*part, VecDeque::new()));
+                let machine = &mut self.machines[*host];
+                match machine.held_part(*part) {
+                    Some(held) => held.holding = true,
+                    None => machine.held.push(HeldPart {
+                        part: *part,
+                        operations: VecDeque::new(),
+                        holding: true,
+                    }),
                 }
             }
             Channel::Link { from, first } => {
@@ -493,11 +510,11 @@ impl World {
         match channel {
             Channel::Disk(host, part) => {
                 let held = &mut self.machines[*host].held;
-                let Some(at) = held.iter().position(|(other, _)| other == part) else {
+                let Some(at) = held.iter().position(|held| held.part == *part) else {
                     return Err("nothing is held there".to_owned());
                 };
-                let (_, operations) = held.remove(at);
-                for operation in operations {
+                let held = held.remove(at);
+                for operation in held.operations {
                     self.complete(*host, operation);
                 }
                 self.settle()
@@ -509,6 +526,13 @@ impl World {
                 self.deliver(*from, None)
             }
         }
+    }
+
+    /// What a part of a disk holds goes on hanging there; what comes later passes it by.
+    pub fn keep(&mut self, host: Host, part: Part) -> Result<(), String> {
+        let held = self.machines[host].held_part(part);
+        held.ok_or("nothing is held there")?.holding = false;
+        Ok(())
     }
 
     /// Lets held frames through.
@@ -548,17 +572,14 @@ impl World {
     /// A disk operation is held back, or takes effect.
     pub fn submit(&mut self, host: Host, operation: DiskOp, text: Option<String>) {
         let part = operation.what.part();
-        let held = self.machines[host]
-            .held
-            .iter()
-            .any(|(other, _)| *other == part);
+        let holds = |held: &&mut HeldPart| held.holding;
+        let held = self.machines[host].held_part(part).filter(holds).is_some();
         if let Some(text) = text {
             let note = if held { "  (held)" } else { "" };
             self.tell(format!("{} {text}{note}", NAMES[host]));
         }
-        let machine = &mut self.machines[host];
-        match machine.held.iter_mut().find(|(other, _)| *other == part) {
-            Some((_, operations)) => operations.push_back(operation),
+        match self.machines[host].held_part(part).filter(holds) {
+            Some(held) => held.operations.push_back(operation),
             None => self.complete(host, operation),
         }
     }
