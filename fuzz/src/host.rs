@@ -2,7 +2,7 @@
 //! and refuses what no driver could carry out.
 
 use mirror_core::control::{self, NodeStatus, Response};
-use mirror_core::limits::{MAX_PAYLOAD, SECTOR, ZERO_PIECE};
+use mirror_core::limits::{ACTIVITY_LOG_SLOTS, MAX_PAYLOAD, SECTOR, ZERO_PIECE};
 use mirror_core::meta::activity_log::Transaction;
 use mirror_core::meta::bitmap::{BITS_LEN, Bitmap};
 use mirror_core::meta::superblock::Superblock;
@@ -106,6 +106,7 @@ impl Host {
             stall_timeout: Duration::from_secs(2),
             arbiter: ArbiterId::NONE,
             lease: Duration::from_secs(1),
+            log_extents: ACTIVITY_LOG_SLOTS,
         };
         Host {
             node: Node::new(config.clone(), ids(&config, 0)),

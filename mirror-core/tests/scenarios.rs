@@ -6,6 +6,7 @@
 
 use mirror_core::control::Direction;
 use mirror_core::error::ErrorId;
+use mirror_core::limits::ACTIVITY_LOG_SLOTS;
 use mirror_core::meta::{self, Layout, NewReplica};
 use mirror_core::node::boundary::*;
 use mirror_core::node::{MetadataPlace, Node, NodeConfig};
@@ -73,6 +74,7 @@ fn node(at: usize, generation_seed: u128) -> Node {
         stall_timeout: STALL,
         arbiter: ArbiterId::NONE,
         lease: Duration::from_secs(1),
+        log_extents: ACTIVITY_LOG_SLOTS,
     };
     let mut id = generation_seed << 96;
     let new_id = move || {

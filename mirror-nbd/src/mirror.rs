@@ -11,7 +11,7 @@ use crate::ring::Ring;
 use mirror_core::config::{self, Config, Metadata, Side};
 use mirror_core::control::{Command, MirrorStatus};
 use mirror_core::error::{ErrorId, Refusal};
-use mirror_core::limits::DEFAULT_LEASE;
+use mirror_core::limits::{ACTIVITY_LOG_SLOTS, DEFAULT_LEASE};
 use mirror_core::node::{MetadataPlace, Node, NodeConfig};
 use mirror_core::types::{ArbiterId, BootId, DiskState, Role};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -273,6 +273,7 @@ impl Mirror {
             stall_timeout: self.config.stall_timeout,
             arbiter: ArbiterId::NONE,
             lease: DEFAULT_LEASE,
+            log_extents: ACTIVITY_LOG_SLOTS,
         }
     }
 

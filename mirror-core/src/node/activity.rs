@@ -16,7 +16,8 @@ use crate::types::{ByteRange, Time};
 
 const NO_SLOT: u16 = u16::MAX;
 const BLOCK_WORDS: usize = (EXTENT / BLOCK / 64) as usize;
-/// Extents evicted together, so that not every new one costs a transaction of its own.
+/// Extents evicted together, so that not every new one costs a transaction of its own; of a small log
+/// a quarter.
 const EVICTION_BATCH: usize = 64;
 
 /// A set of blocks within one extent.
@@ -62,6 +63,8 @@ pub(super) enum Room {
 /// The active extents.
 #[derive(Debug)]
 pub(super) struct ActivityLog {
+    /// Extents that may be active at once.
+    capacity: usize,
     slots: Vec<Slot>,
     /// Slot of each extent of the device, or [`NO_SLOT`].
     by_extent: Vec<u16>,
@@ -83,10 +86,11 @@ pub(super) fn extents(range: ByteRange) -> std::ops::Range<u32> {
 }
 
 impl ActivityLog {
-    /// An empty log for `size` bytes, following transaction `sequence`; `stale` if that
-    /// transaction is not empty.
-    pub(super) fn new(size: u64, sequence: u64, stale: bool) -> ActivityLog {
+    /// An empty log of `capacity` extents for `size` bytes, following transaction `sequence`; `stale` if
+    /// that transaction is not empty.
+    pub(super) fn new(capacity: usize, size: u64, sequence: u64, stale: bool) -> ActivityLog {
         ActivityLog {
+            capacity: capacity.min(ACTIVITY_LOG_SLOTS),
             slots: Vec::new(),
             by_extent: vec![NO_SLOT; size.div_ceil(EXTENT) as usize],
             free: Vec::new(),
@@ -163,7 +167,7 @@ impl ActivityLog {
         if let Some(slot) = self.free.pop() {
             return Some(slot);
         }
-        (self.slots.len() < ACTIVITY_LOG_SLOTS).then(|| {
+        (self.slots.len() < self.capacity).then(|| {
             self.slots.push(Slot {
                 state: SlotState::Free,
                 extent: 0,
@@ -185,7 +189,7 @@ impl ActivityLog {
             })
             .collect();
         idle.sort_by_key(|&slot| self.slots[slot].last_use);
-        idle.truncate(EVICTION_BATCH.max(missing));
+        idle.truncate(missing.max(EVICTION_BATCH.min(self.capacity / 4)));
         let mut evicted = 0;
         let mut obstacle = Room::AllBusy;
         for slot in idle {
@@ -409,7 +413,7 @@ mod tests {
 
     #[test]
     fn a_write_begins_only_in_a_durable_extent() {
-        let mut log = ActivityLog::new(100 * EXTENT, 8, false);
+        let mut log = ActivityLog::new(ACTIVITY_LOG_SLOTS, 100 * EXTENT, 8, false);
         assert!(!log.begin(extent(3)));
         assert_eq!(log.enter(extent(3)), 0);
         assert!(!log.begin(extent(3)));
@@ -431,7 +435,7 @@ mod tests {
     fn full() -> (ActivityLog, Bitmap) {
         let slots = ACTIVITY_LOG_SLOTS as u64;
         let size = (slots + 100) * EXTENT;
-        let mut log = ActivityLog::new(size, 0, false);
+        let mut log = ActivityLog::new(ACTIVITY_LOG_SLOTS, size, 0, false);
         assert_eq!(
             log.enter(ByteRange {
                 start: 0,

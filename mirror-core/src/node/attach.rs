@@ -64,7 +64,7 @@ impl Node {
         let newest = Transaction::newest(blocks, self.record.replica);
         let sequence = newest.as_ref().map_or(0, |log| log.sequence);
         let stale = newest.as_ref().is_none_or(|log| !log.extents.is_empty());
-        self.log = ActivityLog::new(size, sequence, stale);
+        self.log = ActivityLog::new(self.config.log_extents, size, sequence, stale);
         self.found_log = newest;
         self.read_bitmap(0);
     }

@@ -85,6 +85,9 @@ pub struct NodeConfig {
     pub arbiter: ArbiterId,
     /// How long the peer's word lets a Primary answer reads (R4); both nodes alike.
     pub lease: Duration,
+    /// Extents that the activity log keeps active at once: [`crate::limits::ACTIVITY_LOG_SLOTS`], or
+    /// fewer where the log is to be full all the time. One request must find room in it.
+    pub log_extents: usize,
 }
 
 /// Where a replica's metadata is kept.
@@ -220,7 +223,7 @@ impl Node {
             records: RecordQueue::default(),
             bitmap: Bitmap::new(0),
             saving: 0,
-            log: ActivityLog::new(0, 0, false),
+            log: ActivityLog::new(0, 0, 0, false),
             old_writes_durable: false,
             found_log: None,
             log_wanted: false,

@@ -174,6 +174,7 @@ impl Cluster {
             stall_timeout: self.options.stall_timeout,
             arbiter: self.options.arbiter(),
             lease: self.options.lease,
+            log_extents: self.options.log_extents,
         };
         let mut ids = host.rng.fork();
         host.process = Some(Process {

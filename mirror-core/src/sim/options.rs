@@ -4,6 +4,7 @@ use super::arbiter::ARBITER;
 use super::disk::{Blank, Operation};
 use super::fault_kind::FaultKind;
 use super::text::Text;
+use crate::limits::ACTIVITY_LOG_SLOTS;
 use crate::meta::Layout;
 use crate::node::MetadataPlace;
 use crate::types::ArbiterId;
@@ -13,6 +14,9 @@ use std::time::Duration;
 /// How far a clock's rate may be off, in millionths: two that are so far off in opposite directions
 /// differ by a little less than the eighth that leases allow for.
 pub(super) const MOST_DRIFT: i32 = 55_000;
+
+/// Extents that the longest piece of a request touches, and so what a log must have room for.
+const LEAST_EXTENTS: usize = 9;
 
 /// Which story a seed tells.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -132,6 +136,7 @@ pub struct Options {
     pub beginning: Beginning,
     pub metadata: MetadataPlace,
     pub store_size: u64,
+    pub log_extents: usize,
     pub stall_timeout: Duration,
     pub arbitration: Arbitration,
     pub lease: Duration,
@@ -212,6 +217,7 @@ impl Options {
                 false => MetadataPlace::External,
             },
             store_size,
+            log_extents: [LEAST_EXTENTS, LEAST_EXTENTS, 12, ACTIVITY_LOG_SLOTS][rng.usize(0..4)],
             stall_timeout: stall_timeout.max(least),
             disk_latency,
             disk_spikes: rng.bool(),
@@ -241,7 +247,7 @@ impl Options {
             heals_without_primary: scenario == Scenario::SaneOperator
                 && arbitration != Arbitration::Wiped
                 && seed.is_multiple_of(4),
-            sweep: wide && rng.bool(),
+            sweep: store_size >= 64 << 20 && rng.bool(),
             rare_faults: rare_faults(&mut rng, arbitration),
             drift: match rng.u8(0..6) {
                 0 => [(); 2].map(|()| rng.i32(-MOST_DRIFT..MOST_DRIFT)),
@@ -300,6 +306,8 @@ impl Options {
             Err("at most 100 percent".to_owned())
         } else if self.initiator > 1 || self.first_primary > 1 {
             Err("the nodes are 0 and 1".to_owned())
+        } else if !(LEAST_EXTENTS..=ACTIVITY_LOG_SLOTS).contains(&self.log_extents) {
+            Err(format!("{LEAST_EXTENTS} to {ACTIVITY_LOG_SLOTS} are possible"))
         } else if !(1..=100_000).contains(&self.hot_ranges) {
             Err("1 to 100000 are possible".to_owned())
         } else {
@@ -341,6 +349,7 @@ impl Options {
             beginning: Beginning::AssumeClean,
             metadata: MetadataPlace::External,
             store_size,
+            log_extents: ACTIVITY_LOG_SLOTS,
             stall_timeout: Duration::from_secs(2),
             disk_latency: Duration::from_micros(10),
             disk_spikes: false,
@@ -387,7 +396,7 @@ fn pick(rng: &mut fastrand::Rng, list: &[u64]) -> u64 {
     list[rng.usize(0..list.len())]
 }
 
-/// Bytes of each store. A wide one is wider than the activity log reaches, so that extents are evicted.
+/// Bytes of each store. A wide one is wider than any activity log reaches, so that extents are evicted.
 fn store_size(rng: &mut fastrand::Rng, wide: bool) -> u64 {
     match (wide, rng.u8(0..4)) {
         (true, _) => 6 << 30,

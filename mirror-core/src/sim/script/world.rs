@@ -8,7 +8,7 @@ use super::parse::{Arbitration, Ask, Channel, Host, Kept, Part};
 use super::promises::{Promises, Written};
 use super::words::{Names, values};
 use crate::error::ErrorId;
-use crate::limits::SECTOR;
+use crate::limits::{ACTIVITY_LOG_SLOTS, SECTOR};
 use crate::meta::{self, Layout, NewReplica};
 use crate::node::boundary::{
     self, CommandId, ConnectionId, GuestOperation, Input, OpId, RequestId,
@@ -386,6 +386,7 @@ impl World {
                 None => ArbiterId::NONE,
             },
             lease: LEASE,
+            log_extents: ACTIVITY_LOG_SLOTS,
         };
         let mut id = (host as u128 + 1) << 120 | machine.lives << 96;
         let new_id = move || {
