@@ -38,6 +38,16 @@ pub(super) struct Agreement {
     pub(super) offered: bool,
 }
 
+impl Agreement {
+    /// Why this node will not join the peer, if it has decided so.
+    pub(super) fn refuses(&self) -> Option<ErrorId> {
+        match self.verdict {
+            Some(Verdict::Refuse(id)) => Some(id),
+            _ => None,
+        }
+    }
+}
+
 impl Node {
     /// States this node's facts when it is at rest.
     pub(super) fn try_greet(&mut self) {
@@ -284,7 +294,7 @@ impl Node {
     }
 
     /// What an operator can do about a refusal.
-    fn remedy(&self, id: ErrorId) -> String {
+    pub(super) fn remedy(&self, id: ErrorId) -> String {
         let peer = &self.config.peer;
         let mirror = &self.config.mirror;
         match id {

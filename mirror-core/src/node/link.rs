@@ -14,7 +14,7 @@ use super::boundary::{Action, Body, ConnectionId, Payload, Severity};
 use super::operation::Purpose;
 use super::resync::{Copying, Resync};
 use super::timer::Timer;
-use crate::error::ErrorId;
+use crate::error::{ErrorId, Refusal};
 use crate::limits::{
     ARRIVAL_PATIENCE, ASK_PATIENCE, CONNECT_BACKOFF_MIN, SLOW_PEER_BACKOFF_MAX,
     SLOW_PEER_BACKOFF_MIN,
@@ -313,6 +313,14 @@ impl Node {
         self.timers.cancel(Timer::Handshake);
         self.timers.cancel(Timer::Checkpoint);
         let old = std::mem::replace(&mut self.link, Link::Searching);
+        if let Link::Agreeing(agreement) = &old
+            && let Some(id) = agreement.refuses()
+            // With an arbiter one of two Primaries has only not heard yet that it lost its right.
+            && (id != ErrorId::BothPrimary || !self.is_arbitrated())
+        {
+            // The peer's table says the same; its word may have been lost with the connection.
+            self.refusal = Some(Refusal::new(id, self.remedy(id)));
+        }
         if let Link::Connected(session) = old {
             self.event(
                 Severity::Warning,
