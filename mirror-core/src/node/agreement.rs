@@ -38,16 +38,6 @@ pub(super) struct Agreement {
     pub(super) offered: bool,
 }
 
-impl Agreement {
-    /// Why this node will not join the peer, if it has decided so.
-    pub(super) fn refuses(&self) -> Option<ErrorId> {
-        match self.verdict {
-            Some(Verdict::Refuse(id)) => Some(id),
-            _ => None,
-        }
-    }
-}
-
 impl Node {
     /// States this node's facts when it is at rest.
     pub(super) fn try_greet(&mut self) {
@@ -513,5 +503,15 @@ impl Node {
         self.met_peer = false;
         self.search_since = self.now;
         self.search();
+    }
+}
+
+impl Agreement {
+    /// Why this node will not join the peer, if it has decided so.
+    pub(super) fn refuses(&self) -> Option<ErrorId> {
+        match self.verdict {
+            Some(Verdict::Refuse(id)) => Some(id),
+            _ => None,
+        }
     }
 }

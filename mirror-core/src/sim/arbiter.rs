@@ -255,7 +255,7 @@ impl Cluster {
         // A disk that was given up may still ask; it is about to be replaced, and counts no more.
         let fit = [0, 1].map(|h| self.hosts[h].fitness == Fitness::Fit);
         self.custody.named = [named[0] && fit[0], named[1] && fit[1]];
-        if self.operator.forced || self.client.blind {
+        if self.operator.forced || self.client.parted {
             return;
         }
         if before.is_none() || named == was {

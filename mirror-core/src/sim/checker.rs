@@ -12,6 +12,7 @@
 //! files (`tests/tests/power_cut.rs`).
 
 use std::collections::BTreeSet;
+use std::rc::Rc;
 
 const NEVER: u64 = u64::MAX;
 const PAGE: u64 = 64;
@@ -47,9 +48,10 @@ pub enum Durability {
 }
 
 /// The oracle's memory.
+#[derive(Clone)]
 pub struct Checker {
     sectors: u64,
-    initial: Box<dyn Fn(u64) -> u64>,
+    initial: Rc<dyn Fn(u64) -> u64>,
     pages: Vec<Option<Vec<Sector>>>,
     clock: Moment,
     floor: Moment,
@@ -61,6 +63,11 @@ pub struct Checker {
 /// The stamp of a sector written by a write: which write, and which sector it belongs to.
 pub fn stamp(write: u64, sector: u64) -> u64 {
     write << 28 | (sector & 0x0fff_ffff)
+}
+
+/// Which write a sector is from, counted from 0; zeroes and leftovers are from none that is known.
+pub(super) fn writer(stamp: u64) -> Option<usize> {
+    (stamp != 0 && stamp >> 60 != 0xf).then(|| (stamp >> 28) as usize - 1)
 }
 
 /// A stamp in words.
@@ -77,7 +84,7 @@ impl Checker {
     pub fn new(sectors: u64, initial: Box<dyn Fn(u64) -> u64>) -> Checker {
         Checker {
             sectors,
-            initial,
+            initial: initial.into(),
             pages: vec![None; sectors.div_ceil(PAGE) as usize],
             clock: 1,
             floor: 0,
@@ -255,19 +262,6 @@ impl Checker {
         }
     }
 
-    /// An operator overrode a rule: the history ends, and goes on with this image.
-    pub fn adopt(&mut self, image: impl Fn(u64) -> u64) {
-        let now = self.tick();
-        for (page, sectors) in self.pages.iter_mut().enumerate() {
-            for (index, sector) in sectors.iter_mut().flatten().enumerate() {
-                let value = image(page as u64 * PAGE + index as u64);
-                sector.believe(value, now);
-            }
-        }
-        self.floor = now;
-        self.unflushed.clear();
-    }
-
     /// Every sector that was ever asked about, in order.
     pub fn touched(&self) -> Vec<u64> {
         let pages = self.pages.iter().enumerate();
@@ -335,19 +329,6 @@ impl Sector {
             }
         }
         Ok(())
-    }
-
-    fn believe(&mut self, value: u64, now: Moment) {
-        // Writes still pending keep their chance.
-        self.versions.retain(|v| v.in_effect_by == NEVER);
-        self.versions.push(Version {
-            write: 0,
-            stamp: value,
-            asked: now,
-            in_effect_by: now,
-            superseded: NEVER,
-            gone: false,
-        });
     }
 
     fn prune(&mut self, (floor, oldest_read): (Moment, Moment)) {

@@ -1,14 +1,14 @@
 //! The guest: keeps several requests in flight on whichever node serves, and tells the oracle.
 
 use super::buffers::Stamps;
-use super::checker::{Durability, Moment, stamp};
+use super::checker::{Checker, Durability, Moment, describe, stamp, writer};
 use super::cluster::{Cluster, Event, Phase};
 use super::host::{NAMES, guest_payload};
 use super::options::{Options, Pace, Scenario};
 use super::stimulus::Stimulus;
 use crate::limits::{EXTENT, SECTOR};
 use crate::node::boundary::{GuestError, GuestOperation, Input, RequestId};
-use crate::types::{ByteRange, Time};
+use crate::types::{ByteRange, Generation, Time};
 use std::collections::BTreeMap;
 
 /// Nanoseconds between two looks at how far reading back has come.
@@ -75,6 +75,22 @@ impl Asked {
     }
 }
 
+impl Asked {
+    /// Nobody will hear an answer.
+    fn forget(self, oracle: &mut Checker) {
+        match self {
+            Asked::Read { at, .. } => oracle.read_lost(at),
+            Asked::Write {
+                number,
+                start,
+                count,
+                ..
+            } => oracle.write_lost(number, start, count),
+            Asked::Flush { .. } => {}
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Pending {
     host: usize,
@@ -84,11 +100,20 @@ struct Pending {
     orphaned: bool,
 }
 
+/// Where a write was asked for.
+#[derive(Clone, Copy, Debug)]
+struct Origin {
+    host: usize,
+    /// The generation on the node's disk then.
+    generation: Generation,
+}
+
 /// The guest.
 pub(super) struct Client {
     pending: BTreeMap<RequestId, Pending>,
     next_request: u64,
-    next_write: u64,
+    /// Where each write was asked for; its number counts from 1.
+    writes: Vec<Origin>,
     sectors: u64,
     hot: Vec<u64>,
     /// The next sector of a guest that walks over the whole device.
@@ -103,8 +128,8 @@ pub(super) struct Client {
     rng: fastrand::Rng,
     /// Writes answered in the affirmative, by node; for the operator's curiosity.
     pub acknowledged: [u64; 2],
-    /// Two nodes serve at once: what is read means nothing until an operator decides.
-    pub blind: bool,
+    /// In a split brain, until the two are together again: who holds what is not asked.
+    pub parted: bool,
     /// Before this time a lease may not hold, and a replaced Primary may read what is old.
     pub leases_hold_from: Time,
     /// No new requests.
@@ -120,7 +145,7 @@ impl Client {
         Client {
             pending: BTreeMap::new(),
             next_request: 0,
-            next_write: 0,
+            writes: Vec::new(),
             sectors,
             hot,
             sweep: options.sweep.then_some(0),
@@ -130,7 +155,7 @@ impl Client {
             stepping: false,
             rng,
             acknowledged: [0; 2],
-            blind: false,
+            parted: false,
             leases_hold_from: Time(0),
             held: false,
         }
@@ -213,9 +238,17 @@ impl Client {
         }
     }
 
-    fn number_write(&mut self) -> u64 {
-        self.next_write += 1;
-        self.next_write
+    /// What is on its way at the node was lost, as far as this history goes.
+    pub fn lost_at(&self, host: usize, oracle: &mut Checker) {
+        let there = self.pending.values().filter(|pending| pending.host == host);
+        for pending in there.filter(|pending| !pending.orphaned) {
+            pending.asked.forget(oracle);
+        }
+    }
+
+    fn number_write(&mut self, origin: Origin) -> u64 {
+        self.writes.push(origin);
+        self.writes.len() as u64
     }
 }
 
@@ -274,7 +307,7 @@ impl Cluster {
 
     /// What is asked next.
     fn draw_ask(&mut self) -> Ask {
-        let unknowing = self.two_serve() && !self.client.blind;
+        let unknowing = self.two_serve() && !self.client.parted;
         match self.client.recent {
             // What the one was just written, the other may not know.
             Some((start, count)) if unknowing && self.client.rng.bool() => {
@@ -311,9 +344,9 @@ impl Cluster {
         match ask {
             Ask::Read { start, count } => self.read(host, start, count),
             Ask::Write { start, count, fua } => {
-                let number = self.client.number_write();
+                let number = self.number_write(host);
                 let stamps: Vec<u64> = (start..start + count).map(|s| stamp(number, s)).collect();
-                self.checker
+                self.oracle(host)
                     .write_asked(number, start, stamps.iter().copied());
                 let Some(process) = &mut self.hosts[host].process else {
                     return;
@@ -333,9 +366,9 @@ impl Cluster {
                 unmap,
                 fua,
             } => {
-                let number = self.client.number_write();
+                let number = self.number_write(host);
                 let zeroes = (0..count).map(|_| 0);
-                self.checker.write_asked(number, start, zeroes);
+                self.oracle(host).write_asked(number, start, zeroes);
                 let operation = GuestOperation::Zero {
                     range: ByteRange::new(start * SECTOR, count * SECTOR),
                     may_unmap: unmap,
@@ -344,15 +377,48 @@ impl Cluster {
                 self.ask(host, Asked::write(number, start, count, fua), operation);
             }
             Ask::Flush => {
-                let at = self.checker.flush_asked();
+                let at = self.oracle(host).flush_asked();
                 self.ask(host, Asked::Flush { at }, GuestOperation::Flush);
             }
         }
     }
 
+    fn number_write(&mut self, host: usize) -> u64 {
+        let record = self.record(host);
+        let generation = record.map_or(Generation::UNBORN, |record| record.generation);
+        self.client.number_write(Origin { host, generation })
+    }
+
+    /// R3, R8: whatever the node reads was written in its generation or in one that this descends from,
+    /// acknowledged or not.
+    fn check_lineage(&self, host: usize, stamps: &[u64]) -> Result<(), String> {
+        let Some(record) = self.record(host) else {
+            return Ok(());
+        };
+        let remembered = || std::iter::once(&record.generation).chain(&record.ancestry);
+        let oldest = remembered().map(|generation| generation.counter).min();
+        for same in stamps.chunk_by(|one, next| writer(*one) == writer(*next)) {
+            let Some(origin) = writer(same[0]).and_then(|at| self.client.writes.get(at)) else {
+                continue;
+            };
+            let forgotten = oldest.is_some_and(|oldest| origin.generation.counter < oldest);
+            if !forgotten && !remembered().any(|known| *known == origin.generation) {
+                return Err(format!(
+                    "{} reads {}, which {} was asked for in generation {}; its own is {}",
+                    NAMES[host],
+                    describe(same[0]),
+                    NAMES[origin.host],
+                    origin.generation,
+                    record.generation
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Asks for a read.
     pub fn read(&mut self, host: usize, start: u64, count: u64) {
-        let at = self.checker.read_asked();
+        let at = self.oracle(host).read_asked();
         let range = ByteRange::new(start * SECTOR, count * SECTOR);
         self.ask(
             host,
@@ -417,7 +483,7 @@ impl Cluster {
         if !expected {
             return Err(format!("{request:?} {asked:?} failed: {error:?}"));
         }
-        self.forget(asked);
+        asked.forget(self.oracle(host));
         Ok(())
     }
 
@@ -437,11 +503,12 @@ impl Cluster {
                 }
                 // Whom the register does not name reads under a lease, or under none.
                 let doubtful = self.now < self.client.leases_hold_from && !self.registered()[host];
-                if self.client.blind || doubtful {
-                    self.checker.read_lost(at);
+                if doubtful {
+                    self.oracle(host).read_lost(at);
                     return Ok(());
                 }
-                self.checker.read_returned(at, start, &stamps)
+                self.check_lineage(host, &stamps)?;
+                self.oracle(host).read_returned(at, start, &stamps)
             }
             (
                 Asked::Write {
@@ -455,7 +522,7 @@ impl Cluster {
                 self.stats.acknowledged_writes += 1;
                 self.client.acknowledged[host] += 1;
                 self.client.recent = Some((start, count.min(MOST_READ)));
-                self.checker
+                self.oracle(host)
                     .write_acknowledged(number, start, count, durability);
                 self.check_registered_have(host, pending.since, (start, count))?;
                 self.check_acknowledged(host, (start, count))?;
@@ -466,7 +533,7 @@ impl Cluster {
             }
             (Asked::Flush { at }, None) => {
                 self.stats.flushes += 1;
-                let ranges = self.checker.flush_acknowledged(at);
+                let ranges = self.oracle(host).flush_acknowledged(at);
                 self.check_durable(host, &ranges)
             }
             (asked, _) => Err(format!(
@@ -506,7 +573,7 @@ impl Cluster {
             }
         }
         for asked in lost {
-            self.forget(asked);
+            asked.forget(self.oracle(host));
         }
     }
 
@@ -518,16 +585,11 @@ impl Cluster {
             .retain(|_, pending| pending.host != host);
     }
 
-    fn forget(&mut self, asked: Asked) {
-        match asked {
-            Asked::Read { at, .. } => self.checker.read_lost(at),
-            Asked::Write {
-                number,
-                start,
-                count,
-                ..
-            } => self.checker.write_lost(number, start, count),
-            Asked::Flush { .. } => {}
+    /// What guests of the node know: there are two histories while a split brain lasts.
+    pub fn oracle(&mut self, host: usize) -> &mut Checker {
+        match &mut self.apart {
+            Some(both) => &mut both[host],
+            None => &mut self.checker,
         }
     }
 

@@ -1,6 +1,6 @@
 //! A host's own clock: what it shows is a function of the world's, and never runs backwards.
 //!
-//! Fault model. A clock runs up to two percent fast or slow, jumps forward (a suspended machine
+//! Fault model. A clock runs up to 5.5 percent fast or slow, jumps forward (a suspended machine
 //! that counts sleep), and stands still for a while (a virtual machine whose clock source is
 //! stuck) before it goes on from there.
 

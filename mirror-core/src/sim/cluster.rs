@@ -126,6 +126,8 @@ pub(super) struct Cluster {
     pub client: Client,
     pub operator: Operator,
     pub checker: Checker,
+    /// In a split brain, the history of each side.
+    pub apart: Option<[Checker; 2]>,
     pub custody: Custody,
     pub ambush: Ambush,
     pub trace: Trace,
@@ -166,6 +168,7 @@ impl Cluster {
             client,
             operator: Operator::new(rng.fork()),
             checker: Checker::new(sectors, Box::new(move |sector| blank.sector(sector))),
+            apart: None,
             custody: Custody::default(),
             ambush: Ambush::new(fastrand::Rng::with_seed(options.seed ^ 0xa3b5)),
             trace,

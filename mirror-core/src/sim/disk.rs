@@ -45,6 +45,14 @@ pub(super) enum Access {
 }
 
 impl Operation {
+    /// The sectors that it writes, if any: the first, and how many.
+    pub fn writes(&self) -> Option<(u64, u64)> {
+        match self {
+            Operation::Write { start, data, .. } => Some((*start, data.len())),
+            _ => None,
+        }
+    }
+
     fn access(&self) -> Access {
         match self {
             Operation::Read { .. } => Access::Read,
@@ -353,6 +361,35 @@ impl Disk {
             self.is_touched[*leaf] = false;
         }
         touched
+    }
+
+    /// Ranges that a loss of power may leave in more than one way: first sector, sectors.
+    pub fn unsettled(&self) -> impl Iterator<Item = (u64, u64)> {
+        let cached = self.cached.iter();
+        let cached = cached.map(|landed| (landed.start, landed.data.len()));
+        cached.chain(self.writing().map(|(start, data)| (start, data.len())))
+    }
+
+    /// The writes in flight, whether they took effect or not.
+    fn writing(&self) -> impl Iterator<Item = (u64, &Fill)> {
+        let in_flight = self.in_flight.values();
+        in_flight.filter_map(|entry| match &entry.operation {
+            Operation::Write { start, data, .. } => Some((*start, data)),
+            _ => None,
+        })
+    }
+
+    /// Whatever the sector may hold after a loss of power now.
+    pub fn possible(&self, sector: u64) -> Vec<u64> {
+        let cached = self.cached.iter();
+        let cached = cached.map(|landed| (landed.start, &landed.data));
+        let writes = cached.chain(self.writing());
+        let mut values = vec![self.durable(sector)];
+        values.extend(writes.filter_map(|(start, data)| {
+            let index = sector.checked_sub(start)?;
+            (index < data.len()).then(|| data.at(index))
+        }));
+        values
     }
 
     /// Bytes of the metadata as they are on stable storage; whole blocks.

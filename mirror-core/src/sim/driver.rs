@@ -226,7 +226,11 @@ impl Cluster {
         }
         let life = host.lives;
         let moment = self.moment_of(&operation);
+        let writes = operation.writes();
         self.hosts[h].disk.submit(op.0, operation)?;
+        if let Some((start, count)) = writes {
+            self.check_marked_for_a_crash(start, count);
+        }
         self.schedule(delay, Event::Disk { host: h, life, op });
         if let Some(moment) = moment {
             self.ambush_sees(h, moment, delay);

@@ -3,8 +3,10 @@
 use super::cluster::{Cluster, Event, Phase};
 use super::disk::{Disk, Honesty};
 use super::host::{Fitness, NAMES};
+use super::options::Scenario;
 use crate::control::{Arbitration, MirrorStatus};
-use crate::limits::BLOCK;
+use crate::error::ErrorId;
+use crate::limits::{BLOCK, SECTOR};
 use crate::meta;
 use crate::meta::superblock::Superblock;
 use crate::types::{ByteRange, DiskState, Generation, Holders, LinkState, Role, Time};
@@ -45,6 +47,8 @@ pub(super) struct Custody {
 struct Marks {
     at: u64,
     ranges: Vec<ByteRange>,
+    /// Something was marked when writes that are not durable yet were looked at, and is not any more.
+    receded: bool,
 }
 
 impl Custody {
@@ -111,6 +115,7 @@ impl Cluster {
                 }
             }
             self.check_clone(h);
+            self.check_divergence(h);
         }
         self.check_records();
         if self.custody.watches.is_multiple_of(4) {
@@ -142,7 +147,7 @@ impl Cluster {
         self.custody.keeper = serving.or(self.custody.keeper);
         let own = |h: &usize| self.hosts[*h].fitness != Fitness::Clone;
         let keeper = self.custody.keeper.filter(own);
-        let (Some(h), false) = (keeper, self.client.blind) else {
+        let (Some(h), false) = (keeper, self.client.parted) else {
             return;
         };
         // The disk says what counts; what the node says may not be durable yet.
@@ -183,7 +188,7 @@ impl Cluster {
     /// A promotion of this node was not answered: if its disk says that it is the sole holder, it is
     /// in charge, whether or not it ever served.
     pub fn look_up_keeper(&mut self, h: usize) {
-        if self.claims_alone(h) && !self.options.is_arbitrated() && !self.client.blind {
+        if self.claims_alone(h) && !self.options.is_arbitrated() && !self.client.parted {
             self.custody.keeper = Some(h);
             self.custody.named = [h == 0, h == 1];
             self.custody.lost[1 - h] = false;
@@ -255,7 +260,7 @@ impl Cluster {
 
     /// Every sector of the replica, as `look` sees it, holds a value that a guest may read now.
     pub fn check_image(&mut self, h: usize, look: fn(&Disk, u64) -> u64) -> Result<(), String> {
-        let touched = self.checker.touched();
+        let touched = self.oracle(h).touched();
         self.check_sectors(h, look, touched)
     }
 
@@ -267,7 +272,7 @@ impl Cluster {
     ) -> Result<(), String> {
         for sector in sectors {
             let value = look(&self.hosts[h].disk, sector);
-            self.checker.present_allowed(sector, value)?;
+            self.oracle(h).present_allowed(sector, value)?;
         }
         Ok(())
     }
@@ -308,7 +313,7 @@ impl Cluster {
     fn counts(&self, h: usize) -> bool {
         self.custody.is_complete(h)
             && self.hosts[h].fitness == Fitness::Fit
-            && !self.client.blind
+            && !self.client.parted
             && !self.operator.forced
     }
 
@@ -322,7 +327,7 @@ impl Cluster {
     ) -> Result<(), String> {
         let other = 1 - by;
         let named = self.custody.named;
-        let judged = self.options.is_arbitrated() && !self.client.blind && !named[by];
+        let judged = self.options.is_arbitrated() && !self.client.parted && !named[by];
         if !judged || !named[other] || self.hosts[other].powerless_at > since {
             return Ok(());
         }
@@ -348,6 +353,9 @@ impl Cluster {
     pub fn power_was_lost(&mut self, h: usize) {
         let before = self.custody.complete();
         self.custody.lost[h] = true;
+        if self.client.parted {
+            return self.oracle(h).all_copies_lost_power();
+        }
         if before > 0 && self.custody.complete() == 0 {
             self.tell(
                 h,
@@ -418,12 +426,14 @@ impl Cluster {
 
     /// R1: what a flush or FUA write was acknowledged for is durable on every holder.
     pub fn check_durable(&mut self, by: usize, ranges: &[(u64, u64)]) -> Result<(), String> {
-        if self.client.blind {
-            return Ok(());
-        }
         self.sample_custody();
         for h in [0, 1] {
-            if self.custody.named[h] {
+            // Apart each is the only holder of its own history.
+            let holds = match self.client.parted {
+                true => h == by,
+                false => self.custody.named[h],
+            };
+            if holds {
                 self.check_durable_on(h, ranges)
                     .map_err(|problem| format!("acknowledged by {}: {problem}", NAMES[by]))?;
             }
@@ -455,7 +465,7 @@ impl Cluster {
         for (start, count) in ranges {
             for sector in *start..start + count {
                 let value = self.hosts[h].disk.durable(sector);
-                self.checker
+                self.oracle(h)
                     .durable_allowed(sector, value)
                     .map_err(|problem| format!("on the disk of {}, {problem}", NAMES[h]))?;
             }
@@ -463,7 +473,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// R6: blocks that differ are covered by the durable marks of either side.
+    /// R6: blocks that differ, or may after a loss of power now, are covered by the durable marks of
+    /// either side.
     pub fn check_covered(&mut self) {
         let changes = self.changes();
         let fit = self.hosts.iter().all(|host| host.fitness == Fitness::Fit);
@@ -471,34 +482,97 @@ impl Cluster {
             return;
         }
         self.custody.covered_at = changes;
-        let differing = self.differing_blocks();
-        if differing.is_empty() {
+        for block in self.differing_blocks() {
+            if !self.is_marked(ByteRange::new(block * BLOCK, BLOCK)) {
+                return self.fail(format!(
+                    "R6: block {block} differs, and neither side's durable metadata covers it"
+                ));
+            }
+        }
+        self.check_unsettled();
+    }
+
+    /// R6: what a loss of power now may leave different is marked. Each write was looked at when it was
+    /// submitted, so nothing is left to look at before marks go away.
+    fn check_unsettled(&mut self) {
+        self.read_marks();
+        if !self.custody.marks.iter().any(|marks| marks.receded) || !self.may_judge_marks() {
             return;
         }
-        for (host, marks) in self.hosts.iter().zip(&mut self.custody.marks) {
-            if host.disk.metadata_changes() == marks.at {
+        for marks in &mut self.custody.marks {
+            marks.receded = false;
+        }
+        let disks = self.hosts.iter().map(|host| &host.disk);
+        let unsettled: Vec<(u64, u64)> = disks.flat_map(Disk::unsettled).collect();
+        for (start, count) in unsettled {
+            self.check_marked_for_a_crash(start, count);
+        }
+    }
+
+    /// Whether both disks are what they say, and mean it.
+    fn may_judge_marks(&self) -> bool {
+        self.hosts
+            .iter()
+            .all(|host| host.fitness == Fitness::Fit && host.disk.honesty() == Honesty::Honest)
+    }
+
+    /// R6: a write is on its way to the disk, or landed there and is not durable. If either machine loses
+    /// power now, whatever that leaves different is marked already.
+    pub fn check_marked_for_a_crash(&mut self, start: u64, count: u64) {
+        if !self.may_judge_marks() {
+            // Later, if it is still on its way then.
+            self.custody.marks[0].receded = true;
+            return;
+        }
+        let first = start * SECTOR / BLOCK;
+        let end = ((start + count) * SECTOR).div_ceil(BLOCK);
+        if self.is_marked(ByteRange::new(first * BLOCK, (end - first) * BLOCK)) {
+            return;
+        }
+        for block in first..end {
+            if self.is_marked(ByteRange::new(block * BLOCK, BLOCK)) {
                 continue;
             }
-            marks.at = host.disk.metadata_changes();
-            let read = |offset, len| Ok::<_, Infallible>(host.disk.read_metadata(offset, len));
-            let size = self.options.store_size;
-            match meta::durable_dirty(read, size, self.options.metadata) {
-                Ok(ranges) => marks.ranges = ranges,
-                Err(error) => {
-                    let problem = format!("durable metadata is unreadable: {error}");
-                    return self.fail(problem);
-                }
+            let sectors = block * (BLOCK / SECTOR)..(block + 1) * (BLOCK / SECTOR);
+            let may_differ = sectors.clone().any(|sector| {
+                let [mine, theirs] = [0, 1].map(|h| self.hosts[h].disk.possible(sector));
+                mine.iter().chain(&theirs).any(|value| *value != mine[0])
+            });
+            if may_differ {
+                return self.fail(format!(
+                    "R6: block {block} may differ after a loss of power, and neither side's durable \
+                     metadata covers it"
+                ));
             }
         }
-        let naked = differing.iter().find(|block| {
-            let range = ByteRange::new(**block * BLOCK, BLOCK);
-            let mut marks = self.custody.marks.iter();
-            !marks.any(|marks| contains(&marks.ranges, range))
-        });
-        if let Some(block) = naked {
-            self.fail(format!(
-                "R6: block {block} differs, and neither side's durable metadata covers it"
-            ));
+    }
+
+    /// Whether the durable marks of either side cover the range.
+    fn is_marked(&mut self, range: ByteRange) -> bool {
+        self.read_marks();
+        let mut marks = self.custody.marks.iter();
+        marks.any(|marks| contains(&marks.ranges, range))
+    }
+
+    /// Reads what the metadata on either disk covers, if it has changed.
+    fn read_marks(&mut self) {
+        for h in [0, 1] {
+            let disk = &self.hosts[h].disk;
+            if disk.metadata_changes() == self.custody.marks[h].at {
+                continue;
+            }
+            let read = |offset, len| Ok::<_, Infallible>(disk.read_metadata(offset, len));
+            let size = self.options.store_size;
+            let found = meta::durable_dirty(read, size, self.options.metadata);
+            let marks = &mut self.custody.marks[h];
+            marks.at = disk.metadata_changes();
+            match found {
+                Ok(ranges) => {
+                    marks.receded |= !marks.ranges.iter().all(|old| contains(&ranges, *old));
+                    marks.ranges = ranges;
+                }
+                Err(error) => self.fail(format!("durable metadata is unreadable: {error}")),
+            }
         }
     }
 
@@ -572,6 +646,24 @@ impl Cluster {
         if joined {
             self.fail(format!("{} is a clone, and Connected", NAMES[h]));
         }
+    }
+
+    /// R8: a node reports a divergence only where an operator made one.
+    fn check_divergence(&mut self, h: usize) {
+        if self.options.scenario == Scenario::SaneOperator && self.reports_divergence(h) {
+            self.fail(format!(
+                "{} reports a split brain, and there is none",
+                NAMES[h]
+            ));
+        }
+    }
+
+    /// Whether the node tells its operator that the two have diverged.
+    pub fn reports_divergence(&self, h: usize) -> bool {
+        let process = self.hosts[h].process.as_ref();
+        let refusal = process.and_then(|process| process.node.refusal());
+        refusal
+            .is_some_and(|refusal| matches!(refusal.id, ErrorId::SplitBrain | ErrorId::BothPrimary))
     }
 
     /// R11: a silent peer holds a guest no longer than the stall timeout.

@@ -307,7 +307,9 @@ impl Options {
         } else if self.initiator > 1 || self.first_primary > 1 {
             Err("the nodes are 0 and 1".to_owned())
         } else if !(LEAST_EXTENTS..=ACTIVITY_LOG_SLOTS).contains(&self.log_extents) {
-            Err(format!("{LEAST_EXTENTS} to {ACTIVITY_LOG_SLOTS} are possible"))
+            Err(format!(
+                "{LEAST_EXTENTS} to {ACTIVITY_LOG_SLOTS} are possible"
+            ))
         } else if !(1..=100_000).contains(&self.hot_ranges) {
             Err("1 to 100000 are possible".to_owned())
         } else {

@@ -116,7 +116,7 @@ impl Cluster {
         }
         let served = self.status(h).is_some_and(|s| s.role == Role::Primary);
         let complete = self.custody.named[h] && (!self.custody.lost[h] || served);
-        if begun && holds && complete && !self.operator.forced && !self.client.blind {
+        if begun && holds && complete && !self.operator.forced && !self.client.parted {
             let found = self.check_present_on(h);
             if let Err(problem) = found {
                 self.fail(format!("{} began a generation: {problem}", NAMES[h]));

@@ -1,9 +1,10 @@
 //! The insane operator: with the peer alive and serving behind a cut link, he promotes the other
-//! node by force. The split brain must be noticed, never merged silently, and end when one side
-//! discards its data.
+//! node by force. The split brain must be noticed and told on both sides, never merged silently, and end
+//! when one side discards its data. Until then each side has a history of its own, and keeps it.
 
 use super::client::Ask;
 use super::cluster::Cluster;
+use super::disk::Disk;
 use super::faults::{Crash, draw_millis};
 use super::host::NAMES;
 use super::network::Break;
@@ -71,7 +72,7 @@ impl Cluster {
             self.heal_host(h);
         }
         self.operator.forced = true;
-        self.client.blind = true;
+        self.part_histories();
         self.network
             .cut(100 * SECOND, Break::Clean, &mut self.later);
         self.flush_network();
@@ -119,6 +120,39 @@ impl Cluster {
         }
     }
 
+    /// Each side's history is its own from here on. What is on its way at one may have reached the
+    /// other, or not.
+    fn part_histories(&mut self) {
+        self.client.parted = true;
+        let mut both = [self.checker.clone(), self.checker.clone()];
+        for (h, oracle) in both.iter_mut().enumerate() {
+            self.client.lost_at(1 - h, oracle);
+        }
+        self.apart = Some(both);
+    }
+
+    /// Each side holds what it promised, whatever became of the other; and both tell their operators.
+    fn check_apart(&mut self) -> Result<(), String> {
+        for h in [0, 1] {
+            self.check_image(h, Disk::view)
+                .map_err(|problem| format!("{} alone: {problem}", NAMES[h]))?;
+            if !self.reports_divergence(h) {
+                return Err(format!("{} does not report the split brain", NAMES[h]));
+            }
+        }
+        Ok(())
+    }
+
+    /// The operator chose: the other side's history never was.
+    fn go_on_with_history_of(&mut self, winner: usize) {
+        if let Some([mine, theirs]) = self.apart.take() {
+            self.checker = match winner {
+                0 => mine,
+                _ => theirs,
+            };
+        }
+    }
+
     /// Either side may have been killed, or have lost power, before the two meet again: what it says of
     /// itself then is on its disk.
     fn split_crashes(&mut self) {
@@ -143,10 +177,12 @@ impl Cluster {
             if self.client.pending_at(0) + self.client.pending_at(1) > 0 {
                 return self.fail("requests are stuck in a split brain".to_owned());
             }
+            if let Err(problem) = self.check_apart() {
+                return self.fail(problem);
+            }
             let loser = self.operator.rng.usize(0..2);
             self.tell(loser, "is to discard its data");
-            let winner = &self.hosts[1 - loser].disk;
-            self.checker.adopt(|sector| winner.view(sector));
+            self.go_on_with_history_of(1 - loser);
             self.custody.named = [loser == 1, loser == 0];
             self.custody.lost = [false; 2];
             self.operator.split = SplitBrain::Resolve {
@@ -185,7 +221,7 @@ impl Cluster {
         } else {
             self.operator.split = SplitBrain::Not;
             self.operator.forced = false;
-            self.client.blind = false;
+            self.client.parted = false;
             self.client.held = false;
             self.begin_healing();
         }

@@ -150,7 +150,8 @@ fn parse_crash(text: &str) -> Result<Crash, String> {
         }
     }
     Err(format!(
-        "`{text}` is no crash; one reads `crash a@17/keep none` (or `all`, `sectors`, `writes`), \
+        "`{text}` is no crash; one reads `crash a@17/keep none` (or `all`, `sectors`, `writes`, \
+         `metadata`), \
          or `kill b@3`"
     ))
 }
