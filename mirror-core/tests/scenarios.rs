@@ -11,7 +11,7 @@ use mirror_core::meta::{self, Layout, NewReplica};
 use mirror_core::node::boundary::*;
 use mirror_core::node::{MetadataPlace, Node, NodeConfig};
 use mirror_core::types::*;
-use mirror_core::wire::message::Goodbye;
+use mirror_core::wire::message::{Goodbye, Hello, Lineage};
 use mirror_core::wire::{FrameType, Header, PayloadKind};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -59,10 +59,17 @@ struct World {
     deaf: bool,
     /// A bitmap is being sent, and what its sender says afterwards stands behind it.
     slow_bits: Option<VecDeque<(usize, Input)>>,
+    /// What arrives in place of a control frame: told who sent it.
+    tamper: Option<Tamper>,
     /// The tag of the generation that was last spoken in.
     spoken: u64,
     connections: u64,
 }
+
+/// A control frame: its header, and its payload if it has any.
+type Control = (Header, Vec<u8>);
+
+type Tamper = Box<dyn FnMut(usize, Control) -> Vec<Control>>;
 
 fn node(at: usize, generation_seed: u128) -> Node {
     let config = NodeConfig {
@@ -122,6 +129,7 @@ impl World {
             link_possible: true,
             deaf: false,
             slow_bits: None,
+            tamper: None,
             spoken: 0,
             connections: 0,
         };
@@ -221,6 +229,19 @@ impl World {
                     && let Some(peers) = self.hosts[1 - at].connection
                 {
                     let connection = ConnectionId(peers);
+                    if let Some(tamper) = &mut self.tamper
+                        && !matches!(body, Body::Data(_))
+                    {
+                        let payload = match body {
+                            Body::Control(bytes) => bytes,
+                            _ => Vec::new(),
+                        };
+                        for (header, payload) in tamper(at, (header, payload)) {
+                            let frame = control_frame(connection, header, payload);
+                            self.coming.push_back((1 - at, frame));
+                        }
+                        return;
+                    }
                     let frame = Input::Frame {
                         connection,
                         header,
@@ -848,15 +869,19 @@ fn a_disk_that_fails_at_attach_is_not_closed_under_a_write() {
 
 fn frame_to(world: &World, at: usize, kind: FrameType, generation: u64) -> Input {
     let connection = world.hosts[at].connection.expect("a connection");
-    let bytes = matches!(kind.payload_kind(), PayloadKind::Control { .. });
+    let header = Header::bare(kind, generation, 0);
+    control_frame(ConnectionId(connection), header, b"no".to_vec())
+}
+
+fn control_frame(connection: ConnectionId, header: Header, payload: Vec<u8>) -> Input {
+    let body = match header.kind.payload_kind() {
+        PayloadKind::Control { .. } => Body::Control(payload),
+        _ => Body::None,
+    };
     Input::Frame {
-        connection: ConnectionId(connection),
-        header: Header::bare(kind, generation, 0),
-        body: if bytes {
-            Body::Control(b"no".to_vec())
-        } else {
-            Body::None
-        },
+        connection,
+        header,
+        body,
     }
 }
 
@@ -1039,4 +1064,180 @@ fn both_sides_show_how_much_there_is_to_copy() {
     world.command(A, Command::ResumeResync);
     world.pass(Duration::from_secs(5));
     world.assert_healthy();
+}
+
+/// Two replicas in sync whose connection breaks, and is made again with tampered frames.
+fn meet_again(tamper: impl FnMut(usize, Control) -> Vec<Control> + 'static) -> World {
+    let mut world = World::in_sync(8 * MIB);
+    world.tamper = Some(Box::new(tamper));
+    world.cut();
+    world.pass(Duration::from_millis(200));
+    world
+}
+
+/// Two replicas of which `a` went on alone, so that `b` is to be its target when they meet again.
+fn meet_to_resync(tamper: impl FnMut(usize, Control) -> Vec<Control> + 'static) -> World {
+    let mut world = World::in_sync(8 * MIB);
+    world.link_possible = false;
+    world.cut();
+    world.write(A, 1, 0);
+    world.pass(Duration::from_secs(1));
+    world.tamper = Some(Box::new(tamper));
+    world.link_possible = true;
+    world.pass(Duration::from_millis(200));
+    world
+}
+
+fn assert_makes_no_sense(world: &World, at: usize, what: &str) {
+    let reasons = world.status(at).reasons;
+    let told = format!("makes no sense: {what}");
+    assert!(
+        reasons.iter().any(|reason| reason.contains(&told)),
+        "{what}: {:?}",
+        world.status(at)
+    );
+}
+
+/// R13: who is not the peer of the configuration, or speaks no version that is spoken here, is refused
+/// with the error that says so.
+#[test]
+fn a_peer_that_is_another_is_refused() {
+    type Alter = fn(&mut Hello);
+    let rows: [(&str, Alter, Option<ErrorId>); 8] = [
+        ("itself", |_| {}, None),
+        ("of more versions", |hello| hello.versions = (0, 9), None),
+        (
+            "too old",
+            |hello| hello.versions = (0, 0),
+            Some(ErrorId::PeerVersion),
+        ),
+        (
+            "too new",
+            |hello| hello.versions = (9, 9),
+            Some(ErrorId::PeerVersion),
+        ),
+        (
+            "of another cluster",
+            |hello| hello.cluster = "other".into(),
+            Some(ErrorId::PeerForeign),
+        ),
+        (
+            "of another mirror",
+            |hello| hello.mirror_name = "r1".into(),
+            Some(ErrorId::PeerForeign),
+        ),
+        (
+            "another node",
+            |hello| hello.node = "c".into(),
+            Some(ErrorId::PeerForeign),
+        ),
+        (
+            "of another arbiter",
+            |hello| hello.arbiter = ArbiterId(5),
+            Some(ErrorId::PeerForeign),
+        ),
+    ];
+    for (what, alter, expected) in rows {
+        let world = meet_again(move |from, (header, payload)| {
+            let mut payload = payload;
+            if from == B && header.kind == FrameType::Hello {
+                let mut hello = Hello::decode(&payload).expect("a hello");
+                alter(&mut hello);
+                payload = hello.encode();
+            }
+            vec![(header, payload)]
+        });
+        let refusal = world.hosts[A].node.refusal().map(|refusal| refusal.id);
+        assert_eq!(refusal, expected, "{what}: {:?}", world.status(A));
+    }
+}
+
+/// R13: nothing of a handshake is said twice.
+#[test]
+fn a_handshake_that_repeats_itself_is_refused() {
+    for (kind, told) in [
+        (FrameType::Hello, "second hello"),
+        (FrameType::Verdict, "second verdict"),
+    ] {
+        let world = meet_again(move |from, frame| match frame.0.kind {
+            found if from == B && found == kind => vec![frame.clone(), frame],
+            _ => vec![frame],
+        });
+        assert_makes_no_sense(&world, A, told);
+    }
+    let world = meet_to_resync(|from, frame| match frame.0.kind {
+        FrameType::SyncStart if from == A => vec![frame.clone(), frame],
+        _ => vec![frame],
+    });
+    assert_makes_no_sense(&world, B, "a resync that was not agreed upon");
+}
+
+/// R7, R13: a replica becomes a target only where both have agreed that it does, and of a mirror that fits
+/// on its disk.
+#[test]
+fn a_resync_that_was_not_agreed_upon_is_refused() {
+    let mut lineage = None;
+    let world = meet_again(move |from, frame| {
+        let (header, payload) = &frame;
+        if from == A && header.kind == FrameType::Hello {
+            let hello = Hello::decode(payload).expect("a hello");
+            lineage = Some(Lineage {
+                mirror: hello.mirror,
+                mirror_size: hello.mirror_size,
+                generation: hello.generation,
+                ancestry: hello.ancestry,
+                unused_ancestors: hello.unused_ancestors,
+                whole: false,
+            });
+        }
+        match (header.kind, &lineage) {
+            // They are in sync, and b has said so.
+            (FrameType::Verdict, Some(lineage)) if from == A => {
+                let start = Header::bare(FrameType::SyncStart, 0, 0);
+                vec![(start, lineage.encode()), frame]
+            }
+            _ => vec![frame],
+        }
+    });
+    assert_makes_no_sense(&world, B, "a resync that was not agreed upon");
+
+    let world = meet_to_resync(|from, (header, payload)| {
+        let mut payload = payload;
+        if from == A && header.kind == FrameType::SyncStart {
+            let mut lineage = Lineage::decode(header.kind, &payload).expect("a lineage");
+            lineage.mirror_size = 9 * MIB;
+            payload = lineage.encode();
+        }
+        vec![(header, payload)]
+    });
+    assert_makes_no_sense(&world, B, "a mirrored size that does not fit");
+}
+
+/// R7: a source believes that its target is ready only after it made the offer, in its generation.
+#[test]
+fn a_target_that_is_ready_out_of_turn_is_refused() {
+    let mut tag = 0;
+    let world = meet_again(move |from, frame| {
+        let (header, payload) = &frame;
+        if from == A && header.kind == FrameType::Hello {
+            tag = Hello::decode(payload).expect("a hello").generation.tag();
+        }
+        match header.kind {
+            FrameType::Hello if from == B => {
+                let ready = Header::bare(FrameType::SyncReady, tag, 0);
+                vec![frame, (ready, Vec::new())]
+            }
+            _ => vec![frame],
+        }
+    });
+    assert_makes_no_sense(&world, A, "resync ready out of turn");
+
+    let world = meet_to_resync(|from, (header, payload)| {
+        let mut header = header;
+        if from == B && header.kind == FrameType::SyncReady {
+            header.generation ^= 1;
+        }
+        vec![(header, payload)]
+    });
+    assert_makes_no_sense(&world, A, "resync ready out of turn");
 }
