@@ -46,6 +46,8 @@ struct Host {
     held: Held,
     flushes: u32,
     completed: Vec<RequestId>,
+    /// Errors that guests were answered with; `None` where no request may fail.
+    errors: Option<Vec<GuestError>>,
     refused: Option<ErrorId>,
 }
 
@@ -115,6 +117,7 @@ fn host(at: usize, store_size: u64) -> Host {
         held: Held::default(),
         flushes: 0,
         completed: Vec::new(),
+        errors: None,
         refused: None,
     }
 }
@@ -270,10 +273,11 @@ impl World {
             Action::StopConnecting => host.looking = false,
             Action::Serve(serving) => host.serving = serving,
             Action::Detached => host.detached = true,
-            Action::Complete { request, result } => {
-                assert!(result.is_ok(), "{request:?} failed: {result:?}");
-                host.completed.push(request);
-            }
+            Action::Complete { request, result } => match (result, &mut host.errors) {
+                (Ok(_), _) => host.completed.push(request),
+                (Err(error), Some(errors)) => errors.push(error),
+                (Err(error), None) => panic!("{request:?} failed: {error:?}"),
+            },
             Action::CommandDone { result, .. } => host.refused = result.err().map(|r| r.id),
             Action::AskArbiter { .. } | Action::Release(_) | Action::Event(_) => {}
         }
@@ -865,6 +869,46 @@ fn a_disk_that_fails_at_attach_is_not_closed_under_a_write() {
         world.feed(A, Input::MetaDone { op: *op, result });
     }
     assert!(world.hosts[A].detached);
+}
+
+/// A guest cannot ask for what is not a range of whole sectors within the device, nor for more data at
+/// once than a frame carries; zeroes it may have as many as there is room for.
+#[test]
+fn a_request_that_does_not_fit_the_device_is_refused() {
+    const SIZE: u64 = 64 * MIB;
+    const MOST: u64 = 32 * MIB;
+    let refused = [
+        (SIZE - 4096, SIZE + 4096),
+        (SIZE, SIZE + 512),
+        (100, 612),
+        (0, 100),
+        (512, 512),
+        (0, MOST + 512),
+    ];
+    let mut world = World::in_sync(SIZE);
+    world.hosts[A].errors = Some(Vec::new());
+    let ask = |world: &mut World, operation| {
+        let request = RequestId(1);
+        world.feed(A, Input::Guest { request, operation });
+        world.settle();
+        std::mem::take(world.hosts[A].errors.as_mut().expect("errors are expected"))
+    };
+    for (start, end) in refused {
+        let errors = ask(&mut world, GuestOperation::Read(ByteRange { start, end }));
+        assert_eq!(errors, [GuestError::OutOfRange], "{start} to {end}");
+    }
+    let all = ByteRange::new(0, SIZE);
+    let zeroes = GuestOperation::Zero {
+        range: all,
+        may_unmap: true,
+        fua: false,
+    };
+    assert_eq!(ask(&mut world, zeroes), []);
+    for (start, end) in [(SIZE - 512, SIZE), (0, MOST), (512, 1024)] {
+        let errors = ask(&mut world, GuestOperation::Read(ByteRange { start, end }));
+        assert_eq!(errors, [], "{start} to {end}");
+    }
+    assert_eq!(world.hosts[A].completed.len(), 4);
 }
 
 fn frame_to(world: &World, at: usize, kind: FrameType, generation: u64) -> Input {
