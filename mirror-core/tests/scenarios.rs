@@ -45,6 +45,8 @@ struct Host {
     detached: bool,
     held: Held,
     flushes: u32,
+    /// Bytes that were zeroed.
+    zeroed: u64,
     completed: Vec<RequestId>,
     /// Errors that guests were answered with; `None` where no request may fail.
     errors: Option<Vec<GuestError>>,
@@ -116,6 +118,7 @@ fn host(at: usize, store_size: u64) -> Host {
         detached: false,
         held: Held::default(),
         flushes: 0,
+        zeroed: 0,
         completed: Vec::new(),
         errors: None,
         refused: None,
@@ -210,7 +213,9 @@ impl World {
                 host.flushes += 1;
                 self.coming.push_back((at, done(op, None)));
             }
-            Action::Write { op, .. } | Action::Zero { op, .. } => {
+            Action::Write { op, .. } => self.coming.push_back((at, done(op, None))),
+            Action::Zero { op, range, .. } => {
+                host.zeroed += range.len();
                 self.coming.push_back((at, done(op, None)));
             }
             Action::Read { op, range, .. } => {
@@ -904,6 +909,8 @@ fn a_request_that_does_not_fit_the_device_is_refused() {
         fua: false,
     };
     assert_eq!(ask(&mut world, zeroes), []);
+    // In pieces, all of it on both.
+    assert_eq!([A, B].map(|at| world.hosts[at].zeroed), [SIZE; 2]);
     for (start, end) in [(SIZE - 512, SIZE), (0, MOST), (512, 1024)] {
         let errors = ask(&mut world, GuestOperation::Read(ByteRange { start, end }));
         assert_eq!(errors, [], "{start} to {end}");

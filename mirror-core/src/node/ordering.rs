@@ -209,6 +209,14 @@ mod tests {
     }
 
     #[test]
+    fn a_neighbour_hides_nobody_before_it() {
+        let mut locks = RangeLocks::default();
+        assert!(locks.acquire(range(0, 10), chunk(1)));
+        assert!(locks.acquire(range(20, 30), chunk(2)));
+        assert!(!locks.acquire(range(5, 20), chunk(3)));
+    }
+
+    #[test]
     fn withdrawing_a_claim_lets_the_next_in() {
         let mut locks = RangeLocks::default();
         let mut granted = Vec::new();
@@ -244,6 +252,7 @@ mod tests {
         assert!(locks.acquire(range(20, 30), Claimant::Guest(RequestKey::test(2))));
         assert!(locks.written_since(range(9, 30), ticket));
         assert!(!locks.written_since(range(10, 30), ticket));
+        assert!(!locks.written_since(range(10, 20), locks.newest_ticket()));
         assert!(locks.written_since(range(10, 30), locks.newest_ticket()));
     }
 
