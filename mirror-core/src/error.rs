@@ -63,6 +63,7 @@ error_ids! {
     UsageConflict = 108, Usage, "Command-line options that do not go together.";
     Declined = 109, Failed, "A question about a dangerous step was not answered with yes.";
     ScriptInvalid = 110, Usage, "A script of the simulator cannot be read, understood or written.";
+    ConsentNeeded = 111, Usage, "A step that loses data was not confirmed, and there is no terminal to ask on.";
 
     StoreUnavailable = 201, Failed, "The disk cannot be opened.";
     StoreBusy = 202, State, "The disk is in use by another process.";

@@ -366,7 +366,7 @@ impl Images<'_> {
             return Ok(honest);
         }
         if !granted {
-            let forced = self.cluster.verb(node, "primary", &["--force"]);
+            let forced = self.cluster.verb(node, "primary", &["--force", "--yes"]);
             if forced.code != 0 {
                 return Err(format!("`primary --force` on a {honest} copy: {forced:?}"));
             }

@@ -423,7 +423,9 @@ fn invalidate_copies_everything_again() {
     let mut client = cluster.nbd(Node::A);
     client.write(0, &vec![8; 8 * MIB as usize], true).unwrap();
     let before = cluster.status(Node::A).counters.resyncs;
-    cluster.verb(Node::B, "invalidate", &[]).expect_code(0);
+    cluster
+        .verb(Node::B, "invalidate", &["--yes"])
+        .expect_code(0);
     cluster.wait(Node::A, "a resync", |status| {
         status.counters.resyncs > before
     });
@@ -444,7 +446,7 @@ fn divergence_is_shown_and_resolved_only_by_the_operator() {
     // b does not know what a did meanwhile: only by force, and that is how histories part.
     cluster.verb(Node::B, "primary", &[]).expect_code(4);
     cluster
-        .verb(Node::B, "primary", &["--force"])
+        .verb(Node::B, "primary", &["--force", "--yes"])
         .expect_code(0);
     cluster.nbd(Node::B).write(MIB, &[2; 4096], true).unwrap();
     cluster.start(Node::A);
@@ -463,7 +465,7 @@ fn divergence_is_shown_and_resolved_only_by_the_operator() {
     }
     assert_eq!(cluster.nbd(Node::B).read(0, 4096).unwrap(), [0; 4096]);
     cluster
-        .verb(Node::A, "connect", &["--discard-my-data"])
+        .verb(Node::A, "connect", &["--discard-my-data", "--yes"])
         .expect_code(0);
     // b may have given up looking for its peer.
     let code = cluster.verb(Node::B, "connect", &[]).code;

@@ -257,7 +257,9 @@ impl Story<'_> {
 
     fn invalidate(&mut self) {
         wait_until(Deadline::seconds(20), "a copy thrown away", || {
-            let result = self.cluster.verb(self.secondary(), "invalidate", &[]);
+            let result = self
+                .cluster
+                .verb(self.secondary(), "invalidate", &["--yes"]);
             // It parts from its peer to do it, and may not meet it again in time.
             match result.code {
                 0 => Ok(()),

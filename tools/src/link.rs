@@ -1,6 +1,9 @@
 //! `kagami connect`, `disconnect` and `invalidate`: how this node stands to its peer.
 
+use crate::client::Client;
+use crate::consent::Consent;
 use crate::context::Context;
+use crate::loss;
 use crate::options::Place;
 use crate::output;
 use crate::progress;
@@ -15,7 +18,9 @@ use mirror_core::error::Refusal;
 #[command(after_help = "Examples:
   kagami connect r0
   kagami connect r0 --wait                 until both are in sync again
-  kagami connect r0 --discard-my-data      end a split brain: the peer's data is kept")]
+  kagami connect r0 --discard-my-data      end a split brain: the peer's data is kept; it is said
+                                           what is lost here, and asked
+  kagami connect r0 --discard-my-data --yes")]
 pub struct ConnectArgs {
     /// Which mirror [default: the only one of this node].
     pub mirror: Option<String>,
@@ -28,9 +33,9 @@ pub struct ConnectArgs {
     #[arg(long)]
     pub wait: bool,
 
-    /// Do not ask before --discard-my-data.
-    #[arg(long, short)]
-    pub yes: bool,
+    /// Before --discard-my-data.
+    #[command(flatten)]
+    pub consent: Consent,
 }
 
 /// Part from the peer and stay apart.
@@ -46,7 +51,7 @@ pub struct DisconnectArgs {
 
 /// Throw this node's copy away and take a full one from the peer.
 ///
-/// Until that is done, the peer holds the only good copy.
+/// Until that is done, the peer holds the only good copy. It is said what is lost, and asked.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   kagami invalidate r0
@@ -59,30 +64,37 @@ pub struct InvalidateArgs {
     #[arg(long)]
     pub wait: bool,
 
-    /// Do not ask.
-    #[arg(long, short)]
-    pub yes: bool,
+    /// Before anything.
+    #[command(flatten)]
+    pub consent: Consent,
 }
 
 /// Runs `connect`.
 pub fn connect(place: &Place, args: &ConnectArgs) -> Result<(), Refusal> {
     let context = Context::load(place)?;
     let mirror = context.mirror(args.mirror.as_deref())?;
-    let discard_my_data = args.discard_my_data;
-    if discard_my_data {
-        let risk = format!(
-            "If {} was written to on both nodes, what was written only here is lost.",
-            mirror.name
-        );
-        output::confirm(&risk, args.yes)?;
-    }
     let mut client = context.client()?;
+    let discard_my_data =
+        args.discard_my_data && discard_if_needed(&mut client, &mirror.name, args.consent)?;
     output::warnings(&client.command(&mirror.name, Command::Connect { discard_my_data })?);
     if args.wait {
         progress::until_synced(&context, &mirror.name)
     } else {
         Ok(())
     }
+}
+
+/// Whether to discard, only with consent. Where there is nothing to discard the plain command is given
+/// instead: should the state change before it arrives, nothing is lost unasked.
+fn discard_if_needed(client: &mut Client, mirror: &str, consent: Consent) -> Result<bool, Refusal> {
+    if consent.is_given() {
+        return Ok(true);
+    }
+    let Some(loss) = loss::of_discarding(&client.mirror_status(mirror)?) else {
+        return Ok(false);
+    };
+    consent.obtain(&loss)?;
+    Ok(true)
 }
 
 /// Runs `disconnect`.
@@ -101,13 +113,11 @@ pub fn disconnect(place: &Place, args: &DisconnectArgs) -> Result<(), Refusal> {
 pub fn invalidate(place: &Place, args: &InvalidateArgs) -> Result<(), Refusal> {
     let context = Context::load(place)?;
     let mirror = context.mirror(args.mirror.as_deref())?;
-    let risk = format!(
-        "This node's copy of {} is thrown away. Until the peer has copied everything here, the \
-         peer's disk is the only good one.",
-        mirror.name
-    );
-    output::confirm(&risk, args.yes)?;
     let mut client = context.client()?;
+    if !args.consent.is_given() {
+        let loss = loss::of_invalidating(&client.mirror_status(&mirror.name)?);
+        args.consent.obtain(&loss)?;
+    }
     output::warnings(&client.command(&mirror.name, Command::Invalidate)?);
     if args.wait {
         progress::until_synced(&context, &mirror.name)

@@ -6,12 +6,14 @@
 mod broken_pipe;
 mod check;
 mod client;
+mod consent;
 mod context;
 mod create;
 mod demo;
 mod dump;
 mod human;
 mod link;
+mod loss;
 mod nbd_client;
 mod options;
 mod output;

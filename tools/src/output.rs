@@ -1,7 +1,6 @@
-//! Standard output that may be closed early, questions to the operator, warnings.
+//! Standard output that may be closed early, and warnings.
 
 use mirror_core::control::CommandOutcome;
-use mirror_core::error::{ErrorId, Refusal};
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 
@@ -27,24 +26,5 @@ pub fn columns() -> usize {
 pub fn warnings(outcome: &CommandOutcome) {
     for warning in &outcome.warnings {
         eprintln!("kagami: warning: {warning}");
-    }
-}
-
-/// Lets a person at a terminal think again. Scripts, and whoever said `--yes`, are not asked.
-pub fn confirm(what_may_be_lost: &str, yes: bool) -> Result<(), Refusal> {
-    if yes || !io::stdin().is_terminal() {
-        return Ok(());
-    }
-    eprint!("{what_may_be_lost}\nGo on? [y/N] ");
-    let mut answer = String::new();
-    let read = io::stdin().read_line(&mut answer);
-    let agreed = matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes");
-    if read.is_ok() && agreed {
-        Ok(())
-    } else {
-        Err(Refusal::new(
-            ErrorId::Declined,
-            "nothing was done; answer y, or pass --yes",
-        ))
     }
 }

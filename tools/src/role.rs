@@ -1,6 +1,9 @@
 //! `kagami primary` and `kagami secondary`: which node serves a mirror.
 
+use crate::client::Client;
+use crate::consent::Consent;
 use crate::context::Context;
+use crate::loss;
 use crate::options::Place;
 use crate::output;
 use crate::progress;
@@ -16,7 +19,9 @@ use mirror_core::error::Refusal;
   kagami primary r0
   kagami primary r0 --initial                 first time: copy this node's data to the peer
   kagami primary r0 --initial --assume-clean  first time: both disks are known to be equal
-  kagami primary r0 --force                   with a copy that may lack the last writes")]
+  kagami primary r0 --force                   with a copy that may lack the last writes: it is said
+                                              what is lost, and asked
+  kagami primary r0 --force --yes             without a question, for scripts")]
 pub struct PrimaryArgs {
     /// Which mirror [default: the only one of this node].
     pub mirror: Option<String>,
@@ -37,9 +42,9 @@ pub struct PrimaryArgs {
     #[arg(long)]
     pub wait: bool,
 
-    /// Do not ask before --force.
-    #[arg(long, short)]
-    pub yes: bool,
+    /// Before --force.
+    #[command(flatten)]
+    pub consent: Consent,
 }
 
 impl PrimaryArgs {
@@ -69,16 +74,12 @@ pub struct SecondaryArgs {
 pub fn primary(place: &Place, args: &PrimaryArgs) -> Result<(), Refusal> {
     let context = Context::load(place)?;
     let mirror = context.mirror(args.mirror.as_deref())?;
-    if args.force {
-        let risk = format!(
-            "This node's copy of {} may lack writes that the peer acknowledged. Serving it makes \
-             them diverge: what only the peer has is lost when the two meet again.",
-            mirror.name
-        );
-        output::confirm(&risk, args.yes)?;
-    }
     let mut client = context.client()?;
-    output::warnings(&client.command(&mirror.name, Command::Primary(args.mode()))?);
+    let mode = match args.mode() {
+        PrimaryMode::Force => force_if_needed(&mut client, &mirror.name, args.consent)?,
+        mode => mode,
+    };
+    output::warnings(&client.command(&mirror.name, Command::Primary(mode))?);
     if args.wait {
         return progress::until_synced(&context, &mirror.name);
     }
@@ -89,6 +90,23 @@ pub fn primary(place: &Place, args: &PrimaryArgs) -> Result<(), Refusal> {
         ));
     }
     Ok(())
+}
+
+/// Force only with consent. Where the plain command does the same, that is given instead: should the
+/// state change before it arrives, nothing is lost unasked.
+fn force_if_needed(
+    client: &mut Client,
+    mirror: &str,
+    consent: Consent,
+) -> Result<PrimaryMode, Refusal> {
+    if consent.is_given() {
+        return Ok(PrimaryMode::Force);
+    }
+    let Some(loss) = loss::of_force(&client.mirror_status(mirror)?) else {
+        return Ok(PrimaryMode::Ordinary);
+    };
+    consent.obtain(&loss)?;
+    Ok(PrimaryMode::Force)
 }
 
 /// Runs `secondary`.
