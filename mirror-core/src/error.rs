@@ -74,7 +74,9 @@ error_ids! {
     MetadataVersion = 207, Failed, "The metadata was written by a newer version.";
     MetadataPresent = 208, State, "The disk already carries Kagami metadata.";
     StoreUnsupported = 209, Failed, "The disk cannot be used in this version.";
-    StoreNotEmpty = 210, State, "The disk seems to hold something else.";
+    StoreNotEmpty = 210, State, "The disk holds something else.";
+    StoreNotProbed = 211, Failed, "It cannot be determined what the disk holds.";
+    StoreReadOnly = 212, Failed, "The disk is read-only.";
 
     AlreadyInRole = 301, State, "The node has this role already.";
     PeerIsPrimary = 302, State, "The peer is Primary.";

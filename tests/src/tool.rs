@@ -18,6 +18,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("qemu-storage-daemon", "qemu-system-common"),
     ("mkfs.ext4", "e2fsprogs"),
     ("fsck.ext4", "e2fsprogs"),
+    ("addpart", "util-linux"),
     ("losetup", "mount"),
     ("mount", "mount"),
     ("umount", "mount"),

@@ -1,15 +1,18 @@
 //! `kagami create`: make this node's disk a replica of a mirror.
 
+use crate::consent::Consent;
+use crate::contents::{Identity, Prober};
 use crate::context::Context;
 use crate::human;
+use crate::loss;
 use crate::options::Place;
 use crate::output;
+use crate::overwrite::{Holding, Permissions};
 use crate::store::{Access, Store, metadata_place};
 use clap::Args;
 use mirror_core::config::{Config, Metadata, Mirror, Side, parse_size};
 use mirror_core::error::{ErrorId, Refusal};
-use mirror_core::meta::superblock::{SlotError, Superblock};
-use mirror_core::meta::{self, Layout, LayoutError, META_BLOCK, NewReplica, SLOTS};
+use mirror_core::meta::{self, Layout, LayoutError, NewReplica, SLOTS};
 use mirror_core::types::ReplicaId;
 use std::path::Path;
 
@@ -19,12 +22,21 @@ use std::path::Path;
 /// tail that internal metadata takes; both copies count as unknown until
 /// `kagami primary --initial` on one node says whose data is to be kept.
 ///
-/// Needs no daemon, and refuses while one holds the disk.
-#[derive(Args, Debug)]
+/// A disk that holds something is refused: a file system, a partition table, a member of LVM or
+/// RAID, an encrypted volume, swap, another mirror's metadata. The refusal names the option that
+/// gives it up. A disk that is mounted or otherwise in use is refused whatever the options. What
+/// has no signature, like a database on the bare disk, is not recognised.
+///
+/// Needs no daemon, and refuses while one holds the disk; needs `wipefs` of util-linux.
+#[derive(Args, Debug, Default)]
 #[command(after_help = "Examples:
-  kagami create r0                 on both nodes, once
-  kagami create r0 --size 1GiB     also make the disk, a sparse file, if it is missing
-  kagami create r0 --force         forget the metadata that is there")]
+  kagami create r0                     on both nodes, once
+  kagami create r0 --size 1GiB         also make the disk, a sparse file, if it is missing
+  kagami create r0 --overwrite ext4    give up the ext4 file system on the disk, or mirror it
+  kagami create r0 --overwrite gpt,swap
+  kagami create r0 --force             forget this replica's metadata and history, after a question
+  kagami create r0 --force --yes       without one
+  kagami create r0 --overwrite kagami  forget metadata that is damaged or another mirror's")]
 pub struct CreateArgs {
     /// Which mirror [default: the only one of this node].
     pub mirror: Option<String>,
@@ -33,9 +45,26 @@ pub struct CreateArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub size: Option<u64>,
 
-    /// Replace Kagami metadata that is there already: this copy then counts as unknown.
+    /// Give up what the disk holds, by its name: as in the refusal, and in `wipefs` and `lsblk --fs`.
+    #[arg(long, value_name = "WHAT", value_delimiter = ',')]
+    pub overwrite: Vec<String>,
+
+    /// Replace this replica's own metadata: this copy then counts as unknown.
     #[arg(long)]
     pub force: bool,
+
+    /// Before history is forgotten.
+    #[command(flatten)]
+    pub consent: Consent,
+}
+
+impl CreateArgs {
+    fn permissions(&self) -> Permissions<'_> {
+        Permissions {
+            by_name: &self.overwrite,
+            own_metadata: self.force,
+        }
+    }
 }
 
 /// Runs the verb.
@@ -43,7 +72,8 @@ pub fn run(place: &Place, args: &CreateArgs) -> Result<(), Refusal> {
     let context = Context::load(place)?;
     let mirror = context.mirror(args.mirror.as_deref())?;
     let side = context.side(mirror);
-    let layout = create(&context.config, mirror, side, args)?;
+    let created = create(&context.config, mirror, side, args)?;
+    let layout = created.layout;
     let room = match &side.metadata {
         Metadata::Internal => format!(
             "its metadata takes the tail, from byte {}: a file system on it must be no larger",
@@ -58,6 +88,12 @@ pub fn run(place: &Place, args: &CreateArgs) -> Result<(), Refusal> {
         human::size(layout.data_size),
         layout.data_size
     ));
+    if !created.kept.is_empty() {
+        output::line(format!(
+            "note: {} stays in the data, until a sync from the peer replaces it",
+            created.kept.join(", ")
+        ));
+    }
     output::line(format!(
         "next: the same on the other node, then `kagami primary {} --initial` on the one whose \
          data is to be kept",
@@ -66,42 +102,107 @@ pub fn run(place: &Place, args: &CreateArgs) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Makes `side`'s disk a replica and says how it is laid out.
+/// A new replica.
+#[derive(Debug)]
+pub struct Created {
+    /// How it is laid out.
+    pub layout: Layout,
+    /// What else is in its data, in words.
+    pub kept: Vec<String>,
+}
+
+/// Makes `side`'s disk a replica. Until all that it holds is given up, nothing is written to it.
 pub fn create(
     config: &Config,
     mirror: &Mirror,
     side: &Side,
     args: &CreateArgs,
-) -> Result<Layout, Refusal> {
+) -> Result<Created, Refusal> {
     let data = open_data(&side.disk, args.size)?;
-    let layout = Layout::new(data.size, metadata_place(side)).map_err(|error| {
-        let disk = side.disk.display();
-        let remedy = match error {
-            LayoutError::TooSmall(_) => "use a larger disk",
-            LayoutError::TooLarge(_) => "use a smaller disk",
-        };
-        let id = match error {
-            LayoutError::TooSmall(_) => ErrorId::StoreTooSmall,
-            LayoutError::TooLarge(_) => ErrorId::StoreUnsupported,
-        };
-        Refusal::new(id, format!("{disk}: {error}; {remedy}"))
-    })?;
+    let layout = layout_of(&data, side)?;
     let external = match &side.metadata {
-        Metadata::Internal => None,
-        Metadata::External(path) => Some(open_external(path, layout.external_size())?),
+        Metadata::External(path) if path.exists() => {
+            Some(open_external(path, layout.external_size())?)
+        }
+        Metadata::Internal | Metadata::External(_) => None,
     };
-    let store = external.as_ref().unwrap_or(&data);
-    if !args.force {
-        refuse_existing(store, &layout, &mirror.name)?;
+    let identity = Identity::of(config, mirror, side);
+    let held = all_held(&data, external.as_ref(), identity)?;
+    args.permissions().cover(&held)?;
+    let histories = held.iter().filter_map(Holding::history);
+    for loss in histories.filter_map(loss::of_recreating) {
+        args.consent.obtain(&loss)?;
     }
+
+    let external = match (&side.metadata, external) {
+        (Metadata::External(path), None) => Some(Store::create(path, layout.external_size())?),
+        (_, external) => external,
+    };
+    let kept = clear_surroundings(&held, &data, external.as_ref(), layout.data_size)?;
     let new = NewReplica {
         replica: random_id()?,
         cluster: config.cluster.clone(),
         mirror: mirror.name.clone(),
         node: side.node.clone(),
     };
-    write_image(store, &layout, &new)?;
-    Ok(layout)
+    write_image(external.as_ref().unwrap_or(&data), &layout, &new)?;
+    Ok(Created { layout, kept })
+}
+
+fn layout_of(data: &Store, side: &Side) -> Result<Layout, Refusal> {
+    Layout::new(data.size, metadata_place(side)).map_err(|error| {
+        let (id, remedy) = match error {
+            LayoutError::TooSmall(_) => (ErrorId::StoreTooSmall, "use a larger disk"),
+            LayoutError::TooLarge(_) => (ErrorId::StoreUnsupported, "use a smaller disk"),
+        };
+        let disk = side.disk.display();
+        Refusal::new(id, format!("{disk}: {error}; {remedy}"))
+    })
+}
+
+/// What is on the whole of a replica's store, which nobody uses.
+fn all_held(
+    data: &Store,
+    external: Option<&Store>,
+    identity: Identity<'_>,
+) -> Result<Vec<Holding>, Refusal> {
+    let prober = Prober::of_system();
+    let mut held = Vec::new();
+    for store in [Some(data), external].into_iter().flatten() {
+        store.refuse_occupied()?;
+        held.extend(Holding::all_of(store, &prober, identity)?);
+    }
+    Ok(held)
+}
+
+/// Erases the signatures that were given up outside the mirror's data, and says which stay inside.
+///
+/// Where the metadata is, they would be found ever after: a RAID's at the tail would be assembled by
+/// the kernel at the next start of the machine. In the data they go with the data.
+fn clear_surroundings(
+    held: &[Holding],
+    data: &Store,
+    external: Option<&Store>,
+    data_size: u64,
+) -> Result<Vec<String>, Refusal> {
+    let mut kept = Vec::new();
+    for holding in held {
+        let Some(signature) = holding.signature() else {
+            continue;
+        };
+        let store = match external {
+            Some(external) if holding.is_on(external) => external,
+            _ if signature.offset < data_size => {
+                kept.push(signature.to_string());
+                continue;
+            }
+            _ => data,
+        };
+        store.write(signature.offset, &vec![0; signature.len as usize])?;
+        store.sync()?;
+    }
+    kept.dedup();
+    Ok(kept)
 }
 
 fn open_data(path: &Path, size: Option<u64>) -> Result<Store, Refusal> {
@@ -131,9 +232,6 @@ fn open_data(path: &Path, size: Option<u64>) -> Result<Store, Refusal> {
 }
 
 fn open_external(path: &Path, needed: u64) -> Result<Store, Refusal> {
-    if !path.exists() {
-        return Store::create(path, needed);
-    }
     let store = Store::open(path, Access::Write)?;
     if store.size >= needed {
         return Ok(store);
@@ -146,29 +244,6 @@ fn open_external(path: &Path, needed: u64) -> Result<Store, Refusal> {
             store.size
         ),
     ))
-}
-
-/// Anything that was a superblock, even a damaged one, is somebody's history.
-fn refuse_existing(store: &Store, layout: &Layout, mirror: &str) -> Result<(), Refusal> {
-    for slot in 0..SLOTS {
-        let bytes = store.read(layout.slot_offset(slot), META_BLOCK as usize)?;
-        let found = match Superblock::parse(&bytes) {
-            Err(SlotError::Absent) => continue,
-            Ok(parsed) => {
-                let old = parsed.untrusted();
-                format!("of mirror `{}` on node `{}`", old.mirror_name, old.node)
-            }
-            Err(error) => format!("that does not verify ({error})"),
-        };
-        return Err(Refusal::new(
-            ErrorId::MetadataPresent,
-            format!(
-                "there is Kagami metadata {found}; look at it with `kagami dump-metadata \
-                 {mirror}`, or pass --force to forget it"
-            ),
-        ));
-    }
-    Ok(())
 }
 
 /// The slots are erased before anything else and written after everything else, each durably, so
@@ -227,17 +302,23 @@ metadata = "{metadata}"
         Config::parse(&text, Path::new("k")).unwrap()
     }
 
-    fn args(size: Option<u64>, force: bool) -> CreateArgs {
+    fn sized(size: u64) -> CreateArgs {
         CreateArgs {
-            mirror: None,
-            size,
-            force,
+            size: Some(size),
+            ..CreateArgs::default()
+        }
+    }
+
+    fn forced() -> CreateArgs {
+        CreateArgs {
+            force: true,
+            ..CreateArgs::default()
         }
     }
 
     fn create_a(config: &Config, args: &CreateArgs) -> Result<Layout, Refusal> {
         let mirror = &config.mirrors[0];
-        create(config, mirror, &mirror.sides[0], args)
+        Ok(create(config, mirror, &mirror.sides[0], args)?.layout)
     }
 
     #[test]
@@ -246,7 +327,7 @@ metadata = "{metadata}"
         let config = config(dir.path(), "internal");
         let disk = dir.path().join("a.img");
         fs::write(&disk, vec![0x5a; 8 << 20]).unwrap();
-        let layout = create_a(&config, &args(None, false)).unwrap();
+        let layout = create_a(&config, &CreateArgs::default()).unwrap();
         let after = fs::read(&disk).unwrap();
         assert_eq!(after.len(), 8 << 20);
         assert!(
@@ -255,14 +336,14 @@ metadata = "{metadata}"
                 .all(|&byte| byte == 0x5a)
         );
 
-        let refusal = create_a(&config, &args(None, false)).unwrap_err();
+        let refusal = create_a(&config, &CreateArgs::default()).unwrap_err();
         assert_eq!(refusal.id, ErrorId::MetadataPresent);
         assert!(
             refusal.message.contains("mirror `r0` on node `a`"),
             "{refusal}"
         );
         let first = dump::describe(&config.mirrors[0].sides[0]).unwrap();
-        create_a(&config, &args(None, true)).unwrap();
+        create_a(&config, &forced()).unwrap();
         let second = dump::describe(&config.mirrors[0].sides[0]).unwrap();
         assert_ne!(first.replica, second.replica);
     }
@@ -271,15 +352,15 @@ metadata = "{metadata}"
     fn a_missing_disk_is_made_only_on_demand() {
         let dir = TempDir::new().unwrap();
         let config = config(dir.path(), "internal");
-        let refusal = create_a(&config, &args(None, false)).unwrap_err();
+        let refusal = create_a(&config, &CreateArgs::default()).unwrap_err();
         assert_eq!(refusal.id, ErrorId::StoreUnavailable);
         assert!(refusal.message.contains("--size"), "{refusal}");
-        create_a(&config, &args(Some(16 << 20), false)).unwrap();
+        create_a(&config, &sized(16 << 20)).unwrap();
         assert_eq!(
             fs::metadata(dir.path().join("a.img")).unwrap().len(),
             16 << 20
         );
-        let refusal = create_a(&config, &args(Some(8 << 20), true)).unwrap_err();
+        let refusal = create_a(&config, &sized(8 << 20)).unwrap_err();
         assert_eq!(refusal.id, ErrorId::UsageConflict);
     }
 
@@ -288,16 +369,16 @@ metadata = "{metadata}"
         let dir = TempDir::new().unwrap();
         let meta = dir.path().join("meta");
         let config = config(dir.path(), meta.to_str().unwrap());
-        let layout = create_a(&config, &args(Some(16 << 20), false)).unwrap();
+        let layout = create_a(&config, &sized(16 << 20)).unwrap();
         assert_eq!(layout.data_size, 16 << 20);
         assert_eq!(fs::metadata(&meta).unwrap().len(), layout.external_size());
         assert_eq!(
-            create_a(&config, &args(None, false)).unwrap_err().id,
+            create_a(&config, &CreateArgs::default()).unwrap_err().id,
             ErrorId::MetadataPresent
         );
         fs::write(&meta, b"short").unwrap();
         assert_eq!(
-            create_a(&config, &args(None, true)).unwrap_err().id,
+            create_a(&config, &forced()).unwrap_err().id,
             ErrorId::StoreTooSmall
         );
     }
@@ -306,7 +387,7 @@ metadata = "{metadata}"
     fn too_small_a_disk() {
         let dir = TempDir::new().unwrap();
         let config = config(dir.path(), "internal");
-        let refusal = create_a(&config, &args(Some(4096), false)).unwrap_err();
+        let refusal = create_a(&config, &sized(4096)).unwrap_err();
         assert_eq!(refusal.id, ErrorId::StoreTooSmall);
     }
 }

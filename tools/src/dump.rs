@@ -76,7 +76,7 @@ pub fn describe(side: &Side) -> Result<Description, Refusal> {
             ),
             ImageError::Trust(TrustError::NoSlot(..)) => (
                 ErrorId::MetadataDamaged,
-                "run `kagami create --force` and let the peer copy its data here",
+                "run `kagami create --overwrite kagami` and let the peer copy its data here",
             ),
         };
         Refusal::new(id, format!("{disk}: {error}; {remedy}"))

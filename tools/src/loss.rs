@@ -4,7 +4,8 @@
 
 use crate::human;
 use mirror_core::control::{Arbitration, MirrorStatus};
-use mirror_core::types::{DiskState, LinkState, Role};
+use mirror_core::meta::superblock::{Superblock, Trust};
+use mirror_core::types::{DiskState, Holders, LinkState, Role};
 
 /// Of `kagami primary --force`.
 pub fn of_force(status: &MirrorStatus) -> Option<String> {
@@ -67,6 +68,30 @@ pub fn of_invalidating(status: &MirrorStatus) -> String {
     )
 }
 
+/// Of replacing this replica's metadata: its history. A replica that never served has none.
+pub fn of_recreating(old: &Superblock) -> Option<String> {
+    if old.generation.is_unborn() {
+        return None;
+    }
+    let trust = match old.trust {
+        Trust::Inconsistent => DiskState::Inconsistent,
+        Trust::Outdated => DiskState::Outdated,
+        Trust::UpToDate => DiskState::UpToDate,
+    };
+    let last = match old.holders {
+        Holders::Sole | Holders::Widening => {
+            ", and it may be the only one with the last acknowledged writes"
+        }
+        Holders::Nobody | Holders::Both | Holders::Peer => "",
+    };
+    Some(format!(
+        "{}: the history of this copy is forgotten (generation {}, recorded as {trust}{last}): it \
+         counts as unknown, and the first sync from the peer overwrites all of it",
+        old.mirror_name,
+        human::generation(&old.generation.to_string()),
+    ))
+}
+
 fn difference(status: &MirrorStatus) -> String {
     format!(
         "generation {}, {} out of sync",
@@ -89,6 +114,7 @@ fn peer(status: &MirrorStatus) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mirror_core::types::{Generation, GenerationId, ReplicaId};
 
     fn status(role: Role, disk: DiskState, link: LinkState) -> MirrorStatus {
         MirrorStatus {
@@ -170,5 +196,29 @@ mod tests {
             ..apart
         };
         assert_eq!(of_discarding(&unborn), None);
+    }
+
+    #[test]
+    fn a_replica_that_never_served_has_no_history() {
+        let mut old = Superblock::unborn(ReplicaId(1), 1 << 20);
+        old.mirror_name = "r0".to_owned();
+        assert_eq!(of_recreating(&old), None);
+        old.generation = Generation {
+            counter: 3,
+            id: GenerationId(5 << 96),
+        };
+        old.trust = Trust::UpToDate;
+        old.holders = Holders::Both;
+        let loss = of_recreating(&old).unwrap();
+        assert!(
+            loss.contains("(generation 3:00000005, recorded as UpToDate): it"),
+            "{loss}"
+        );
+        old.holders = Holders::Sole;
+        let loss = of_recreating(&old).unwrap();
+        assert!(
+            loss.contains("the only one with the last acknowledged writes"),
+            "{loss}"
+        );
     }
 }

@@ -1,5 +1,6 @@
 //! Disks and metadata files while no daemon has them: opened, locked, measured.
 
+use crate::occupants::{Kernel, Occupant};
 use mirror_core::config::{Metadata, Side};
 use mirror_core::error::{ErrorId, Refusal};
 use mirror_core::node::MetadataPlace;
@@ -9,6 +10,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 /// What a store is opened for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,6 +26,7 @@ pub enum Access {
 pub struct Store {
     file: Flock<File>,
     path: PathBuf,
+    metadata: fs::Metadata,
     /// Its length in bytes.
     pub size: u64,
 }
@@ -50,16 +53,27 @@ impl Store {
             options.custom_flags(libc::O_EXCL);
         }
         let file = options.open(path).map_err(|error| {
-            let in_use = error.raw_os_error() == Some(libc::EBUSY);
-            if in_use {
-                busy(path)
-            } else {
-                unavailable(path, &error)
+            let read_only = access == Access::Write && Kernel::running().is_read_only(&metadata);
+            match error.raw_os_error() {
+                Some(libc::EBUSY) => occupied(path, &Kernel::running().occupants(&metadata)),
+                Some(libc::EROFS) => read_only_store(path),
+                _ if read_only => read_only_store(path),
+                _ => unavailable(path, &error),
             }
         })?;
+        // What is checked from here on is checked on the open file: its path may have changed hands.
+        let opened = file.metadata().map_err(|error| unavailable(path, &error))?;
+        if opened.file_type() != metadata.file_type() {
+            let error = io::Error::other("it became something else while it was opened");
+            return Err(unavailable(path, &error));
+        }
+        // Some drivers open a read-only device for writing, and refuse the writes.
+        if access == Access::Write && Kernel::running().is_read_only(&opened) {
+            return Err(read_only_store(path));
+        }
         let mut file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(
             |(_, errno)| match errno {
-                Errno::EWOULDBLOCK => busy(path),
+                Errno::EWOULDBLOCK => occupied(path, &[]),
                 other => unavailable(path, &other.into()),
             },
         )?;
@@ -70,8 +84,32 @@ impl Store {
         Ok(Store {
             file,
             path: path.to_owned(),
+            metadata: opened,
             size,
         })
+    }
+
+    /// Refuses a store that is in use in a way that its lock does not tell.
+    pub fn refuse_occupied(&self) -> Result<(), Refusal> {
+        match &Kernel::running().occupants(&self.metadata)[..] {
+            [] => Ok(()),
+            occupants => Err(occupied(&self.path, occupants)),
+        }
+    }
+
+    /// The names of the partitions that the kernel knows on it.
+    pub fn partitions(&self) -> Vec<String> {
+        Kernel::running().partitions(&self.metadata)
+    }
+
+    /// Its path, for messages.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The open store as another program's standard input.
+    pub fn as_input(&self) -> io::Result<Stdio> {
+        Ok(self.file.try_clone()?.into())
     }
 
     /// Creates a sparse file of this size and opens it; refuses one that exists.
@@ -126,13 +164,23 @@ fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(parent.unwrap_or(Path::new("/")))?.sync_all()
 }
 
-fn busy(path: &Path) -> Refusal {
+fn occupied(path: &Path, occupants: &[Occupant]) -> Refusal {
+    let path = path.display();
+    let by: Vec<String> = occupants.iter().map(ToString::to_string).collect();
+    let what = if by.is_empty() {
+        "another process (a running kagami-mirror, say, or a mount); stop that first".to_owned()
+    } else {
+        by.join("; ")
+    };
+    Refusal::new(ErrorId::StoreBusy, format!("{path} is in use: {what}"))
+}
+
+fn read_only_store(path: &Path) -> Refusal {
+    let path = path.display();
+    let remedy = "use another, or make it writable (blockdev --setrw, or a mount with rw)";
     Refusal::new(
-        ErrorId::StoreBusy,
-        format!(
-            "{} is in use by another process (a running kagami-mirror, or a mount); stop that first",
-            path.display()
-        ),
+        ErrorId::StoreReadOnly,
+        format!("{path} is read-only; {remedy}"),
     )
 }
 

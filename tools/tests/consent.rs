@@ -7,7 +7,12 @@ use host::Host;
 use mirror_core::control::{
     self, Command, CommandOutcome, MirrorStatus, NodeStatus, PrimaryMode, Request, Response,
 };
-use mirror_core::types::{DiskState, LinkState, Role};
+use mirror_core::meta::superblock::{Superblock, Trust};
+use mirror_core::meta::{Layout, META_BLOCK, SLOTS};
+use mirror_core::node::MetadataPlace;
+use mirror_core::types::{
+    DiskState, Generation, GenerationId, Holders, LinkState, ReplicaId, Role,
+};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::openpty;
 use std::fs::File;
@@ -202,6 +207,53 @@ fn where_nothing_is_lost_nobody_is_asked() {
         host.done(line);
         assert_eq!(daemon.told(), [command], "{line}");
     }
+}
+
+/// A replica that has served has a history, which `create --force` ends.
+#[test]
+fn a_history_is_not_forgotten_unasked() {
+    let host = Host::new("internal");
+    let size = 64 << 20;
+    host.done("create --size 64MiB");
+    let layout = Layout::new(size, MetadataPlace::Internal).unwrap();
+    let mut disk = std::fs::read(host.path("a.img")).unwrap();
+    for slot in 0..SLOTS {
+        let at = layout.slot_offset(slot) as usize;
+        let superblock = Superblock {
+            sequence: slot,
+            cluster: "c".to_owned(),
+            mirror_name: "r0".to_owned(),
+            node: "a".to_owned(),
+            generation: Generation {
+                counter: 7,
+                id: GenerationId(1 << 96),
+            },
+            holders: Holders::Sole,
+            trust: Trust::UpToDate,
+            ..Superblock::unborn(ReplicaId(9), layout.data_size)
+        };
+        disk[at..at + META_BLOCK as usize].copy_from_slice(&superblock.encode());
+    }
+    std::fs::write(host.path("a.img"), &disk).unwrap();
+    host.refused("create --yes", 4, "KGM-0208");
+    let said = host.refused("create --force", 2, "KGM-0111");
+    for part in [
+        "generation 7:00000001, recorded as UpToDate",
+        "the only one with the last acknowledged writes",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+    let (ended, shown) = at_a_terminal(&host, "create --force", "no\n");
+    assert_eq!(ended, Some(1), "{shown}");
+    assert!(shown.contains("KGM-0109"), "{shown}");
+    assert!(
+        std::fs::read(host.path("a.img")).unwrap() == disk,
+        "it was changed"
+    );
+    let (ended, shown) = at_a_terminal(&host, "create --force", "yes\n");
+    assert_eq!(ended, Some(0), "{shown}");
+    // The new replica has no history: nobody is asked.
+    host.done("create --force");
 }
 
 /// Runs a command on a terminal, answers its question, and returns its exit code and what was shown.

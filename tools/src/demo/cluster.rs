@@ -47,9 +47,8 @@ impl Cluster {
         let mirror = &cluster.plan.config.mirrors[0];
         for side in &mirror.sides {
             let args = CreateArgs {
-                mirror: None,
                 size: Some(cluster.plan.size),
-                force: false,
+                ..CreateArgs::default()
             };
             create::create(&cluster.plan.config, mirror, side, &args)?;
         }
