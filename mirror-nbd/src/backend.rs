@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::fcntl::Flock;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Carries out operations for one thread.
@@ -150,9 +150,10 @@ pub struct Completion {
     pub result: Result<u32, Errno>,
 }
 
-/// An open file or socket, kept open by every operation on it.
+/// An open file or socket, kept open by every operation on it, and by those that other threads
+/// carry out.
 #[derive(Clone, Debug)]
-pub struct Descriptor(Rc<Held>);
+pub struct Descriptor(Arc<Held>);
 
 #[derive(Debug)]
 enum Held {
@@ -164,7 +165,7 @@ impl Descriptor {
     /// Holds a store open together with its lock. A store `in_memory` (tmpfs, ramfs) never makes
     /// its caller wait for a device.
     pub fn store(file: Flock<File>, in_memory: bool) -> Descriptor {
-        Descriptor(Rc::new(Held::Store { file, in_memory }))
+        Descriptor(Arc::new(Held::Store { file, in_memory }))
     }
 
     /// Whether reading and writing it is only copying.
@@ -186,7 +187,7 @@ impl Descriptor {
 
 impl From<OwnedFd> for Descriptor {
     fn from(fd: OwnedFd) -> Descriptor {
-        Descriptor(Rc::new(Held::Plain(fd)))
+        Descriptor(Arc::new(Held::Plain(fd)))
     }
 }
 

@@ -25,3 +25,5 @@ mod ring;
 mod slots;
 mod stream;
 mod unix_socket;
+#[cfg_attr(not(test), expect(dead_code, reason = "the plain backend will use it"))]
+mod workers;
