@@ -1,7 +1,8 @@
 //! The configuration file: any bytes, and durations and sizes on their own.
 
 use mirror_core::config::{
-    Config, MAX_STALL_TIMEOUT, MIN_STALL_TIMEOUT, Metadata, NbdAddress, parse_duration, parse_size,
+    Config, IoBackend, MAX_STALL_TIMEOUT, MIN_STALL_TIMEOUT, Metadata, NbdAddress, parse_duration,
+    parse_size,
 };
 use std::fmt::Write;
 use std::path::Path;
@@ -110,11 +111,16 @@ fn write_out(config: &Config) -> String {
             .collect();
         let written = write!(
             text,
-            "[[node]]\nname = {}\naddresses = [{}]\nrun-dir = {}\nstate-dir = {}\n",
+            "[[node]]\nname = {}\naddresses = [{}]\nrun-dir = {}\nstate-dir = {}\nio-backend = \"{}\"\n",
             quoted(&node.name),
             addresses.join(", "),
             quoted_path(&node.run_dir),
             quoted_path(&node.state_dir),
+            match node.io_backend {
+                IoBackend::Auto => "auto",
+                IoBackend::IoUring => "io_uring",
+                IoBackend::Threads => "threads",
+            },
         );
         written.expect("a string takes everything");
     }
@@ -185,6 +191,7 @@ name = "b"
 addresses = ["192.0.2.2"]
 run-dir = "/run/k"
 state-dir = '/var/k'
+io-backend = "threads"
 "#;
     const FULL: &str = r#"[[mirror]]
 name = "r0"

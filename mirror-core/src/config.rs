@@ -57,6 +57,20 @@ pub struct Node {
     pub run_dir: PathBuf,
     /// Directory of what must survive a reboot; nothing is kept there yet.
     pub state_dir: PathBuf,
+    /// How its daemon does I/O.
+    pub io_backend: IoBackend,
+}
+
+/// How a node's daemon does I/O: a property of the host, so each node has its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum IoBackend {
+    /// io_uring where the host allows it, else threads.
+    #[default]
+    Auto,
+    /// io_uring or not at all.
+    IoUring,
+    /// epoll and threads.
+    Threads,
 }
 
 /// One mirrored device, seen from the pair that keeps it. The sides are in the order of the

@@ -246,6 +246,7 @@ mod tests {
             addresses: Vec::new(),
             run_dir: directory.path().to_owned(),
             state_dir: directory.path().to_owned(),
+            io_backend: config::IoBackend::Auto,
         };
         let first = lock(&node).expect("free");
         let refusal = lock(&node).expect_err("taken");

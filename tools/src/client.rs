@@ -194,6 +194,7 @@ pub mod tests {
                 addresses: vec!["127.0.0.1".parse().unwrap()],
                 run_dir: dir.path().to_owned(),
                 state_dir: dir.path().to_owned(),
+                io_backend: mirror_core::config::IoBackend::Auto,
             };
             let listener = UnixListener::bind(node.control_socket()).unwrap();
             let thread = std::thread::spawn(move || {

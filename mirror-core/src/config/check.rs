@@ -4,8 +4,8 @@ use super::document::{Document, PerNode, TOP, Table, Value};
 use super::taken::{Claim, Taken};
 use super::units::{excerpt, parse_duration};
 use super::{
-    Config, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, MAX_STALL_TIMEOUT, MIN_STALL_TIMEOUT, Metadata,
-    Mirror, NbdAddress, Node, Side,
+    Config, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, IoBackend, MAX_STALL_TIMEOUT, MIN_STALL_TIMEOUT,
+    Metadata, Mirror, NbdAddress, Node, Side,
 };
 use crate::error::{ErrorId, Refusal};
 use crate::limits::DEFAULT_STALL_TIMEOUT;
@@ -62,8 +62,10 @@ fn insecure(doc: Document<'_>, cluster: &Table<'_>) -> Result<bool, Refusal> {
     }
 }
 
+const NODE_KEYS: [&str; 5] = ["name", "addresses", "run-dir", "state-dir", "io-backend"];
+
 fn node(value: &Value<'_>, taken: &mut Taken<'_>) -> Result<Node, Refusal> {
-    let table = value.table(&["name", "addresses", "run-dir", "state-dir"])?;
+    let table = value.table(&NODE_KEYS)?;
     let name_value = table.required("name", "\"a\"")?;
     let name = name(&name_value)?;
     taken.claim(Claim::Node(name.clone()), name_value.at(), || {
@@ -90,6 +92,7 @@ fn node(value: &Value<'_>, taken: &mut Taken<'_>) -> Result<Node, Refusal> {
         addresses,
         run_dir,
         state_dir,
+        io_backend: io_backend(&table)?,
     };
     if node.control_socket().as_os_str().len() > MAX_SOCKET_PATH {
         let at = table.optional("run-dir").unwrap_or(name_value);
@@ -377,6 +380,24 @@ fn device(table: &Table<'_>) -> Result<(), Refusal> {
             ErrorId::ConfigValue,
             format!(
                 "`{}` is no kind of device; write \"auto\" or \"none\"",
+                excerpt(other)
+            ),
+        )),
+    }
+}
+
+fn io_backend(table: &Table<'_>) -> Result<IoBackend, Refusal> {
+    let Some(value) = table.optional("io-backend") else {
+        return Ok(IoBackend::default());
+    };
+    match value.string()? {
+        "auto" => Ok(IoBackend::Auto),
+        "io_uring" => Ok(IoBackend::IoUring),
+        "threads" => Ok(IoBackend::Threads),
+        other => Err(value.refuse(
+            ErrorId::ConfigValue,
+            format!(
+                "`{}` is no way to do I/O; write \"auto\", \"io_uring\" or \"threads\"",
                 excerpt(other)
             ),
         )),

@@ -187,6 +187,31 @@ fn three_nodes_and_a_chain_of_mirrors() {
 }
 
 #[test]
+fn each_node_has_its_own_way_to_do_io() {
+    let on_a = |value: &str| {
+        with(
+            "name = \"a\"",
+            &format!("name = \"a\"\nio-backend = {value}"),
+        )
+    };
+    for (value, backend) in [
+        ("\"auto\"", IoBackend::Auto),
+        ("\"io_uring\"", IoBackend::IoUring),
+        ("\"threads\"", IoBackend::Threads),
+    ] {
+        let config = parse(&on_a(value)).unwrap();
+        assert_eq!(config.node("a").unwrap().io_backend, backend);
+        assert_eq!(config.node("b").unwrap().io_backend, IoBackend::Auto);
+    }
+    refused(&on_a("true"), ErrorId::ConfigSyntax, "7:14", "; write ");
+    for wrong in ["\"\"", "\"io-uring\"", "\"epoll\"", "\"Auto\""] {
+        refused(&on_a(wrong), ErrorId::ConfigValue, "7:14", "\"threads\"");
+    }
+    let of_a_mirror = with("port = 7790", "port = 7790\nio-backend = \"auto\"");
+    refused(&of_a_mirror, ErrorId::ConfigSyntax, "19:1", "io-backend");
+}
+
+#[test]
 fn every_key_missing() {
     let syntax = ErrorId::ConfigSyntax;
     refused("", syntax, "1:1", "no `cluster`");
