@@ -120,6 +120,7 @@ error_ids! {
     DiskFailed = 601, Failed, "The local disk reported an error.";
     Internal = 602, Failed, "A failure of Kagami or its host that has no id of its own.";
     SimulationFailed = 603, Failed, "A simulated run broke a rule of the mirror.";
+    IoUringUnavailable = 604, Failed, "The host has no io_uring for the daemon.";
 }
 
 impl fmt::Display for ErrorId {

@@ -1,19 +1,28 @@
 //! The seam between a mirror's loop and the operating system.
 //!
 //! The loop knows only this: operations that own what they touch, and completions that give it
-//! back. io_uring ([`crate::ring`]) is one way to carry them out; a plain backend (epoll and a
-//! thread pool) can be another without a change to the loop.
+//! back. io_uring ([`crate::ring`]) is one way to carry them out; epoll and a few threads
+//! ([`crate::plain`]) are the other, for hosts without it. [`crate::choice`] takes one.
 
 use crate::buffers::{Buffer, Fresh};
 use crate::stream::{Incoming, Outgoing};
 use nix::errno::Errno;
-use nix::fcntl::Flock;
+use nix::fcntl::{FallocateFlags, Flock};
+use nix::sys::uio::{pread, pwrite};
+use nix::unistd::fdatasync;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Carries out operations for one thread.
+/// Pieces of one sending; the kernel takes no more at once.
+pub const PIECES: usize = 1024;
+
+/// How long a backend that is dropped waits for what it cannot call back.
+pub const LAST_WAIT: Duration = Duration::from_secs(2);
+
+/// Carries out operations for one thread. One that is dropped gives up what is in flight on
+/// sockets, waits a moment for the rest, and leaks what even then does not end.
 pub trait Backend {
     /// Starts an operation, at the latest with the next [`Backend::wait`].
     fn submit(&mut self, token: Token, operation: Operation);
@@ -128,6 +137,44 @@ impl Operation {
             _ => false,
         }
     }
+
+    /// Does what [`Operation::is_copy`] says yes to.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn copy(&mut self) -> Result<u32, Errno> {
+        let moved = match self {
+            Operation::Read {
+                file,
+                offset,
+                buffer,
+                from,
+                to,
+            } => {
+                let slice = &mut buffer.bytes_mut()[*from as usize..*to as usize];
+                pread(file, slice, *offset as i64)?
+            }
+            Operation::Write {
+                file,
+                offset,
+                buffer,
+                from,
+                to,
+                ..
+            } => pwrite(
+                file,
+                &buffer.bytes()[*from as usize..*to as usize],
+                *offset as i64,
+            )?,
+            Operation::Sync { file } => {
+                fdatasync(file)?;
+                0
+            }
+            _ => return Err(Errno::EINVAL),
+        };
+        Ok(moved as u32)
+    }
 }
 
 /// How a range is made to read as zeroes.
@@ -137,6 +184,17 @@ pub enum Zeroing {
     PunchHole,
     /// Keep the space.
     ZeroRange,
+}
+
+impl Zeroing {
+    /// What `fallocate` is told.
+    pub fn mode(self) -> FallocateFlags {
+        let how = match self {
+            Zeroing::PunchHole => FallocateFlags::FALLOC_FL_PUNCH_HOLE,
+            Zeroing::ZeroRange => FallocateFlags::FALLOC_FL_ZERO_RANGE,
+        };
+        how | FallocateFlags::FALLOC_FL_KEEP_SIZE
+    }
 }
 
 /// The end of an operation.
@@ -199,3 +257,6 @@ impl AsFd for Descriptor {
         }
     }
 }
+
+#[cfg(test)]
+pub mod tests;

@@ -202,9 +202,10 @@ disk = { a = "/a1", b = "/b1" }
     #[tokio::test]
     async fn mirrors_are_asked_at_once_and_answer_in_order() {
         let config = Config::parse(TWO, Path::new("k")).expect("good");
+        let node = config.node("a").expect("it is there");
         let mirrors = config.mirrors.iter();
         let mirrors: Vec<_> = mirrors
-            .map(|mirror| Arc::new(Mirror::new(&config, mirror, "a", BootId::default())))
+            .map(|mirror| Arc::new(Mirror::new(&config, mirror, node, BootId::default())))
             .collect();
         // Each answers only once the other was asked, too.
         let both = Arc::new(Barrier::new(2));

@@ -53,7 +53,7 @@ impl Daemon {
             node: node.clone(),
             control_socket: node.control_socket(),
             mirrors: ours
-                .map(|mirror| Arc::new(Mirror::new(config, mirror, &node.name, boot)))
+                .map(|mirror| Arc::new(Mirror::new(config, mirror, node, boot)))
                 .collect(),
             _lock: lock,
         })

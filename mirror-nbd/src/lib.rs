@@ -1,7 +1,7 @@
 //! The daemon that keeps mirrors, as a library: `main.rs` is its command line.
 //!
 //! The core ([`mirror_core`]) decides, this crate acts. Each mirror has a thread (`driver`) with
-//! its own ring (`ring`) for disk, link and NBD clients; the main thread runs what is rare: the
+//! its own backend (`ring` or `plain`) for disk, link and NBD clients; the main thread runs what is rare: the
 //! control socket, NBD negotiation and the making of connections.
 //!
 //! Nothing but the program, and `fuzz` for what reads NBD clients' bytes, depends on it.
@@ -9,6 +9,7 @@
 mod backend;
 mod backing;
 mod buffers;
+mod choice;
 mod clock;
 mod control_socket;
 mod credentials;
@@ -21,9 +22,9 @@ mod mailbox;
 mod mirror;
 pub mod nbd;
 mod peer;
+mod plain;
 mod ring;
 mod slots;
 mod stream;
 mod unix_socket;
-#[cfg_attr(not(test), expect(dead_code, reason = "the plain backend will use it"))]
 mod workers;

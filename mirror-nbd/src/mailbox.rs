@@ -1,4 +1,5 @@
-//! How the main thread speaks to a mirror's thread: letters, and an eventfd that its ring watches.
+//! How the main thread speaks to a mirror's thread: letters, and an eventfd that its backend
+//! watches.
 
 use crate::backend::Descriptor;
 use mirror_core::control::{Command, CommandOutcome, MirrorStatus};

@@ -1,14 +1,15 @@
 //! One mirror as the main thread knows it: its configuration, and its thread while it is up.
 
+use crate::backend::Backend;
 use crate::backing::Store;
 use crate::buffers::Pool;
+use crate::choice::{Choice, choose};
 use crate::disk::Disk;
 use crate::driver::{Driver, Ending, Parts};
 use crate::link::{Link, Seek};
 use crate::mailbox::{CommandResult, Inbox, Letter, Mailbox, mailbox};
 use crate::nbd::negotiate::Export;
-use crate::ring::Ring;
-use mirror_core::config::{self, Config, Metadata, Side};
+use mirror_core::config::{self, Config, IoBackend, Metadata, Side};
 use mirror_core::control::{Command, MirrorStatus};
 use mirror_core::error::{ErrorId, Refusal};
 use mirror_core::limits::{ACTIVITY_LOG_SLOTS, DEFAULT_LEASE};
@@ -35,6 +36,7 @@ pub struct Mirror {
     cluster: String,
     node: String,
     boot: BootId,
+    io_backend: IoBackend,
     /// Whether its peer is wanted.
     pub seek: watch::Sender<Seek>,
     /// The size of the export while it serves.
@@ -54,13 +56,19 @@ type Ready = oneshot::Sender<Result<(), Refusal>>;
 
 impl Mirror {
     /// A mirror that is not up yet.
-    pub fn new(config: &Config, mirror: &config::Mirror, node: &str, boot: BootId) -> Mirror {
+    pub fn new(
+        config: &Config,
+        mirror: &config::Mirror,
+        node: &config::Node,
+        boot: BootId,
+    ) -> Mirror {
         let status = stopped(&mirror.name, "not started yet".to_owned());
         Mirror {
             config: mirror.clone(),
             cluster: config.cluster.clone(),
-            node: node.to_owned(),
+            node: node.name.clone(),
             boot,
+            io_backend: node.io_backend,
             seek: watch::Sender::new(Seek::default()),
             export: watch::Sender::new(None),
             running: watch::Sender::new(false),
@@ -215,7 +223,7 @@ impl Mirror {
 
     fn work(&self, inbox: Inbox, ready: Ready) -> Result<MirrorStatus, Refusal> {
         let name = &self.config.name;
-        let (store, backend) = match self.open() {
+        let (store, choice) = match self.open() {
             Ok(opened) => opened,
             Err(refusal) => {
                 // Who started it may have left.
@@ -223,6 +231,24 @@ impl Mirror {
                 return Err(refusal);
             }
         };
+        let ending = match choice {
+            Choice::Ring(ring) => self.drive(store, ring, inbox, ready),
+            Choice::Plain(plain) => self.drive(store, plain, inbox, ready),
+        };
+        Ok(match ending? {
+            Ending::Down => stopped(name, format!("down; `kagami up {name}` brings it up")),
+            Ending::NeverUp(status) => *status,
+        })
+    }
+
+    fn drive(
+        &self,
+        store: Store,
+        backend: impl Backend,
+        inbox: Inbox,
+        ready: Ready,
+    ) -> Result<Ending, Refusal> {
+        let name = &self.config.name;
         let pool = Pool::new();
         let parts = Parts {
             name: name.clone(),
@@ -235,29 +261,23 @@ impl Mirror {
             export: self.export.clone(),
             ready,
         };
-        let ending = Driver::new(parts)
-            .run(self.boot)
-            .map_err(|errno| Refusal::new(ErrorId::Internal, format!("io_uring broke: {errno}")))?;
-        Ok(match ending {
-            Ending::Down => stopped(name, format!("down; `kagami up {name}` brings it up")),
-            Ending::NeverUp(status) => *status,
+        Driver::new(parts).run(self.boot).map_err(|errno| {
+            let what = format!("mirror {name}: waiting for I/O failed: {errno}");
+            Refusal::new(ErrorId::Internal, what)
         })
     }
 
-    fn open(&self) -> Result<(Store, Ring), Refusal> {
+    fn open(&self) -> Result<(Store, Choice), Refusal> {
         let store = Store::open(self.side())?;
         let name = &self.config.name;
+        let choice = choose(self.io_backend, name)?;
         log::info!(
-            "{name}: {} opened, {} bytes{}",
+            "{name}: {} opened, {} bytes{}, {choice}",
             self.side().disk.display(),
             store.size,
             if store.direct { ", direct I/O" } else { "" }
         );
-        let ring = Ring::new().map_err(|error| {
-            let what = format!("this host has no io_uring for the daemon: {error}");
-            Refusal::new(ErrorId::Internal, what)
-        })?;
-        Ok((store, ring))
+        Ok((store, choice))
     }
 
     fn node_config(&self) -> NodeConfig {

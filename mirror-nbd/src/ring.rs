@@ -4,23 +4,15 @@
 //! leaves the table only when its completion arrives. A ring that is dropped first cancels what
 //! is in flight and waits for it, and leaks what even then does not end.
 
-use crate::backend::{Backend, Completion, Operation, Token, Zeroing};
+use crate::backend::{Backend, Completion, LAST_WAIT, Operation, PIECES, Token};
 use io_uring::types::{Fd, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use nix::errno::Errno;
-use nix::sys::uio::{pread, pwrite};
-use nix::unistd::fdatasync;
 use std::io;
 use std::time::Duration;
 
 const ENTRIES: u32 = 1024;
 const COMPLETIONS: u32 = 8192;
-
-/// Pieces of one sending; the kernel takes no more at once.
-const PIECES: usize = 1024;
-
-/// How long a dropped ring waits for what it cancelled.
-const LAST_WAIT: Duration = Duration::from_secs(2);
 
 /// The user data of entries that are no flight.
 const NOBODY: u64 = u64::MAX;
@@ -114,7 +106,7 @@ impl Ring {
 
     fn make_copies(&mut self, completions: &mut Vec<Completion>) {
         for (token, mut operation) in self.copies.drain(..) {
-            let result = copy(&mut operation);
+            let result = operation.copy();
             self.in_flight -= 1;
             completions.push(Completion {
                 token,
@@ -247,40 +239,6 @@ impl Backend for Ring {
     }
 }
 
-/// Does what [`Operation::is_copy`] says yes to.
-fn copy(operation: &mut Operation) -> Result<u32, Errno> {
-    let moved = match operation {
-        Operation::Read {
-            file,
-            offset,
-            buffer,
-            from,
-            to,
-        } => {
-            let slice = &mut buffer.bytes_mut()[*from as usize..*to as usize];
-            pread(file, slice, *offset as i64)?
-        }
-        Operation::Write {
-            file,
-            offset,
-            buffer,
-            from,
-            to,
-            ..
-        } => pwrite(
-            file,
-            &buffer.bytes()[*from as usize..*to as usize],
-            *offset as i64,
-        )?,
-        Operation::Sync { file } => {
-            fdatasync(file)?;
-            0
-        }
-        _ => return Err(Errno::EINVAL),
-    };
-    Ok(moved as u32)
-}
-
 fn entry(flight: &mut Flight) -> squeue::Entry {
     match &mut flight.operation {
         Operation::Read {
@@ -317,16 +275,10 @@ fn entry(flight: &mut Flight) -> squeue::Entry {
             offset,
             len,
             how,
-        } => {
-            let mode = match how {
-                Zeroing::PunchHole => libc::FALLOC_FL_PUNCH_HOLE,
-                Zeroing::ZeroRange => libc::FALLOC_FL_ZERO_RANGE,
-            };
-            opcode::Fallocate::new(Fd(file.raw()), *len)
-                .offset(*offset)
-                .mode(mode | libc::FALLOC_FL_KEEP_SIZE)
-                .build()
-        }
+        } => opcode::Fallocate::new(Fd(file.raw()), *len)
+            .offset(*offset)
+            .mode(how.mode().bits())
+            .build(),
         Operation::Receive { socket, into } => {
             let all = into.wants_all();
             let pieces = into.slices().into_iter().map(|slice| libc::iovec {
@@ -397,126 +349,5 @@ impl Drop for Ring {
             // The kernel may still write to it.
             std::mem::forget(std::mem::take(&mut self.flights));
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::backend::Descriptor;
-    use crate::buffers::{Fresh, Pool};
-    use crate::stream::{Incoming, Outgoing};
-    use std::os::fd::OwnedFd;
-    use std::os::unix::net::UnixStream;
-
-    fn one(ring: &mut Ring, token: Token, operation: Operation) -> Completion {
-        let mut completions = Vec::new();
-        ring.submit(token, operation);
-        while completions.is_empty() {
-            ring.wait(Some(Duration::from_secs(5)), &mut completions)
-                .expect("the ring works");
-        }
-        assert_eq!(completions[0].token, token);
-        completions.remove(0)
-    }
-
-    fn filled(pool: &Pool, len: usize, byte: u8) -> Fresh {
-        let mut fresh = pool.fresh(len);
-        fresh.bytes_mut()[..len].fill(byte);
-        fresh
-    }
-
-    #[test]
-    fn writes_reads_zeroes_and_syncs_a_file() {
-        let file = Descriptor::from(OwnedFd::from(tempfile::tempfile().expect("a file")));
-        let mut ring = Ring::new().expect("a ring");
-        let pool = Pool::new();
-        for durable in [false, true] {
-            let write = Operation::Write {
-                file: file.clone(),
-                offset: 4096,
-                buffer: filled(&pool, 4096, 9).freeze(),
-                from: 0,
-                to: 4096,
-                durable,
-            };
-            assert_eq!(one(&mut ring, Token::Disk(1), write).result, Ok(4096));
-        }
-        let sync = Operation::Sync { file: file.clone() };
-        assert_eq!(one(&mut ring, Token::Disk(2), sync).result, Ok(0));
-        let zero = Operation::Zero {
-            file: file.clone(),
-            offset: 4096,
-            len: 512,
-            how: Zeroing::PunchHole,
-        };
-        assert_eq!(one(&mut ring, Token::Disk(3), zero).result, Ok(0));
-        let read = Operation::Read {
-            file,
-            offset: 4096,
-            buffer: pool.fresh(4096),
-            from: 0,
-            to: 4096,
-        };
-        let done = one(&mut ring, Token::Disk(4), read);
-        assert_eq!(done.result, Ok(4096));
-        let Operation::Read { buffer, .. } = done.operation else {
-            panic!("another operation came back");
-        };
-        assert!(buffer.bytes()[..512].iter().all(|byte| *byte == 0));
-        assert!(buffer.bytes()[512..].iter().all(|byte| *byte == 9));
-    }
-
-    #[test]
-    fn gathers_and_scatters_over_a_socket() {
-        let (left, right) = UnixStream::pair().expect("a pair");
-        let mut ring = Ring::new().expect("a ring");
-        let pool = Pool::new();
-        let mut what = Box::<Outgoing>::default();
-        what.push_bytes(b"head");
-        what.push_payload(filled(&pool, 4096, 5).freeze(), 4096);
-        let socket = Descriptor::from(OwnedFd::from(left));
-        let send = Operation::Send { socket, what };
-        assert_eq!(one(&mut ring, Token::LinkSend(0), send).result, Ok(4100));
-        let socket = Descriptor::from(OwnedFd::from(right));
-        let into = Incoming::new();
-        let receive = Operation::Receive { socket, into };
-        let done = one(&mut ring, Token::LinkReceive(0), receive);
-        assert_eq!(done.result, Ok(4100));
-        let Operation::Receive { mut into, .. } = done.operation else {
-            panic!("another operation came back");
-        };
-        into.received(4100);
-        assert_eq!(into.peek::<4>(), Some(*b"head"));
-    }
-
-    #[test]
-    fn dropping_ends_what_is_in_flight() {
-        let (left, right) = UnixStream::pair().expect("a pair");
-        let mut ring = Ring::new().expect("a ring");
-        let pool = Pool::new();
-        let mut what = Box::<Outgoing>::default();
-        what.push_payload(filled(&pool, 32 << 20, 1).freeze(), 32 << 20);
-        let socket = Descriptor::from(OwnedFd::from(left));
-        let send = Operation::Send {
-            socket: socket.clone(),
-            what,
-        };
-        ring.submit(Token::LinkSend(0), send);
-        let into = Incoming::new();
-        ring.submit(
-            Token::LinkReceive(0),
-            Operation::Receive {
-                socket: socket.clone(),
-                into,
-            },
-        );
-        let file = socket;
-        ring.submit(Token::Mailbox, Operation::Readable { file });
-        let start = std::time::Instant::now();
-        drop(ring);
-        assert!(start.elapsed() < LAST_WAIT);
-        assert_eq!(pool.in_use(), 0, "all memory came back");
-        drop(right);
     }
 }

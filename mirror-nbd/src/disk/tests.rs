@@ -1,19 +1,27 @@
 use super::*;
+use crate::backend::tests::{Tested, on_every_backend};
 use crate::backend::{Completion, Descriptor};
-use crate::ring::Ring;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-struct Bench {
+on_every_backend!(
+    an_interrupted_read_goes_on,
+    what_failed_to_make_durable_is_not_tried_again,
+    zeroes_by_every_way_and_leaves_the_neighbours,
+    reads_with_a_checksum_and_gives_the_buffer_to_the_core,
+    metadata_is_read_whole_or_not_at_all,
+);
+
+struct Bench<B> {
     disk: Disk,
-    ring: Ring,
+    backend: B,
     payloads: Payloads,
     pool: Pool,
     file: std::fs::File,
 }
 
-fn bench() -> Bench {
+fn bench<B: Tested>() -> Bench<B> {
     let file = tempfile::tempfile().expect("a file");
     file.set_len(8 << 20).expect("a size");
     file.write_all_at(&[0xaa; 3 << 20], 0).expect("a write");
@@ -27,20 +35,20 @@ fn bench() -> Bench {
     let pool = Pool::new();
     Bench {
         disk: Disk::new("test".to_owned(), store, pool.clone()),
-        ring: Ring::new().expect("a ring"),
+        backend: B::new(),
         payloads: Payloads::default(),
         pool,
         file,
     }
 }
 
-impl Bench {
+impl<B: Tested> Bench<B> {
     fn next(&mut self) -> Input {
         let mut completions = Vec::new();
         loop {
-            self.ring
+            self.backend
                 .wait(Some(Duration::from_secs(5)), &mut completions)
-                .expect("the ring works");
+                .expect("the backend works");
             for completion in completions.drain(..) {
                 let Completion {
                     token: Token::Disk(slot),
@@ -50,8 +58,8 @@ impl Bench {
                 else {
                     panic!("not of the disk");
                 };
-                let (payloads, ring) = (&mut self.payloads, &mut self.ring);
-                if let Some(input) = self.disk.ended(slot, operation, result, payloads, ring) {
+                let (payloads, backend) = (&mut self.payloads, &mut self.backend);
+                if let Some(input) = self.disk.ended(slot, operation, result, payloads, backend) {
                     return input;
                 }
             }
@@ -62,9 +70,9 @@ impl Bench {
     fn ends_with(&mut self, result: Result<u32, Errno>) -> Option<Input> {
         let mut completions = Vec::new();
         while completions.is_empty() {
-            self.ring
+            self.backend
                 .wait(Some(Duration::from_secs(5)), &mut completions)
-                .expect("the ring works");
+                .expect("the backend works");
         }
         let Completion {
             token: Token::Disk(slot),
@@ -74,8 +82,8 @@ impl Bench {
         else {
             panic!("not of the disk");
         };
-        let (payloads, ring) = (&mut self.payloads, &mut self.ring);
-        self.disk.ended(slot, operation, result, payloads, ring)
+        let (payloads, backend) = (&mut self.payloads, &mut self.backend);
+        self.disk.ended(slot, operation, result, payloads, backend)
     }
 }
 
@@ -86,48 +94,45 @@ fn has_failed(input: &Option<Input>) -> bool {
     )
 }
 
-#[test]
-fn an_interrupted_read_goes_on() {
-    let mut bench = bench();
+fn an_interrupted_read_goes_on<B: Tested>() {
+    let mut bench = bench::<B>();
     bench
         .disk
-        .read(OpId(1), ByteRange::new(0, 4096), false, &mut bench.ring);
+        .read(OpId(1), ByteRange::new(0, 4096), false, &mut bench.backend);
     assert!(bench.ends_with(Err(Errno::EINTR)).is_none());
     let input = bench.next();
     assert!(matches!(input, Input::DiskDone { result: Ok(_), .. }));
 }
 
-#[test]
-fn what_failed_to_make_durable_is_not_tried_again() {
+fn what_failed_to_make_durable_is_not_tried_again<B: Tested>() {
     for errno in [Errno::EINTR, Errno::EAGAIN, Errno::EIO] {
-        let mut bench = bench();
-        bench.disk.flush(OpId(1), &mut bench.ring);
+        let mut bench = bench::<B>();
+        bench.disk.flush(OpId(1), &mut bench.backend);
         assert!(has_failed(&bench.ends_with(Err(errno))), "flush, {errno}");
         let buffer = bench.pool.fresh(4096).freeze();
         let fua = true;
         bench
             .disk
-            .write(OpId(2), 0, buffer, 4096, fua, &mut bench.ring);
+            .write(OpId(2), 0, buffer, 4096, fua, &mut bench.backend);
         assert!(has_failed(&bench.ends_with(Err(errno))), "write, {errno}");
         bench
             .disk
-            .meta_write(OpId(3), 4 << 20, &[5; 4096], &mut bench.ring);
+            .meta_write(OpId(3), 4 << 20, &[5; 4096], &mut bench.backend);
         assert!(has_failed(&bench.ends_with(Err(errno))), "meta, {errno}");
-        assert_eq!(bench.ring.in_flight(), 0);
+        assert_eq!(bench.backend.in_flight(), 0);
     }
 }
 
-#[test]
-fn zeroes_by_every_way_and_leaves_the_neighbours() {
+fn zeroes_by_every_way_and_leaves_the_neighbours<B: Tested>() {
     for (punch_hole, zero_range) in [(true, true), (false, true), (true, false), (false, false)] {
         for (may_unmap, fua) in [(true, false), (false, true)] {
-            let mut bench = bench();
+            let mut bench = bench::<B>();
             bench.disk.abilities.punch_hole = punch_hole;
             bench.disk.abilities.zero_range = zero_range;
             let range = ByteRange::new(512, (2 << 20) + 1024);
             bench
                 .disk
-                .zero(OpId(1), range, may_unmap, fua, &mut bench.ring);
+                .zero(OpId(1), range, may_unmap, fua, &mut bench.backend);
             let input = bench.next();
             assert!(matches!(
                 input,
@@ -145,12 +150,11 @@ fn zeroes_by_every_way_and_leaves_the_neighbours() {
     }
 }
 
-#[test]
-fn reads_with_a_checksum_and_gives_the_buffer_to_the_core() {
-    let mut bench = bench();
+fn reads_with_a_checksum_and_gives_the_buffer_to_the_core<B: Tested>() {
+    let mut bench = bench::<B>();
     bench
         .disk
-        .read(OpId(7), ByteRange::new(0, 4096), true, &mut bench.ring);
+        .read(OpId(7), ByteRange::new(0, 4096), true, &mut bench.backend);
     let Input::DiskDone {
         result: Ok(Some(payload)),
         ..
@@ -164,19 +168,18 @@ fn reads_with_a_checksum_and_gives_the_buffer_to_the_core() {
     assert_eq!(bench.pool.in_use(), 0);
 }
 
-#[test]
-fn metadata_is_read_whole_or_not_at_all() {
-    let mut bench = bench();
+fn metadata_is_read_whole_or_not_at_all<B: Tested>() {
+    let mut bench = bench::<B>();
     bench
         .disk
-        .meta_write(OpId(1), 4 << 20, &[5; 8192], &mut bench.ring);
+        .meta_write(OpId(1), 4 << 20, &[5; 8192], &mut bench.backend);
     assert!(matches!(
         bench.next(),
         Input::MetaDone { result: Ok(_), .. }
     ));
     bench
         .disk
-        .meta_read(OpId(2), 4 << 20, 8192, &mut bench.ring);
+        .meta_read(OpId(2), 4 << 20, 8192, &mut bench.backend);
     let Input::MetaDone {
         result: Ok(bytes), ..
     } = bench.next()
@@ -186,7 +189,7 @@ fn metadata_is_read_whole_or_not_at_all() {
     assert_eq!(bytes, vec![5; 8192]);
     bench
         .disk
-        .meta_read(OpId(3), (8 << 20) - 4096, 8192, &mut bench.ring);
+        .meta_read(OpId(3), (8 << 20) - 4096, 8192, &mut bench.backend);
     assert!(matches!(
         bench.next(),
         Input::MetaDone {
