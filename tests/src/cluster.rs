@@ -3,7 +3,7 @@
 use crate::binaries::binary;
 use crate::ledger::Ledger;
 use crate::nbd::{NbdAddress, NbdClient};
-use crate::process::Process;
+use crate::process::{Process, deny_io_uring};
 use crate::proxy::Proxy;
 use crate::status::{MirrorStatus, NodeStatus};
 use crate::tool::{Tool, require_root};
@@ -71,6 +71,37 @@ pub enum MetadataPlace {
     External,
 }
 
+/// How the daemons do I/O.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IoBackend {
+    /// As the host allows.
+    Auto,
+    /// With io_uring.
+    IoUring,
+    /// With epoll and threads.
+    Threads,
+}
+
+impl IoBackend {
+    /// What `KAGAMI_TEST_IO_BACKEND` says, so that any story can be told on any backend.
+    fn of_environment() -> IoBackend {
+        match std::env::var("KAGAMI_TEST_IO_BACKEND").as_deref() {
+            Err(_) | Ok("auto") => IoBackend::Auto,
+            Ok("io_uring") => IoBackend::IoUring,
+            Ok("threads") => IoBackend::Threads,
+            Ok(other) => panic!("KAGAMI_TEST_IO_BACKEND={other} is no backend"),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            IoBackend::Auto => "auto",
+            IoBackend::IoUring => "io_uring",
+            IoBackend::Threads => "threads",
+        }
+    }
+}
+
 /// What kind of cluster a test wants.
 #[derive(Clone, Debug)]
 pub struct ClusterOptions {
@@ -91,6 +122,10 @@ pub struct ClusterOptions {
     pub nbd_on_tcp: bool,
     /// Whether everything is kept in memory, where the machine has a place for that.
     pub in_memory: bool,
+    /// `io-backend` of both nodes.
+    pub io_backend: IoBackend,
+    /// What each node's host says to a program that wants io_uring; without it, what this one says.
+    pub io_uring_denied: [Option<Errno>; 2],
 }
 
 impl Default for ClusterOptions {
@@ -104,6 +139,8 @@ impl Default for ClusterOptions {
             own_network: false,
             nbd_on_tcp: false,
             in_memory: false,
+            io_backend: IoBackend::of_environment(),
+            io_uring_denied: [None, None],
         }
     }
 }
@@ -365,9 +402,10 @@ impl Cluster {
             write!(
                 text,
                 "\n[[node]]\nname = \"{}\"\naddresses = [\"{address}\"]\n\
-                 run-dir = \"{dir}/run\"\nstate-dir = \"{dir}/state\"\n",
+                 run-dir = \"{dir}/run\"\nstate-dir = \"{dir}/state\"\nio-backend = \"{io}\"\n",
                 node.name(),
                 dir = directory.display(),
+                io = self.options.io_backend.name(),
             )
             .expect("writing to a string");
         }
@@ -441,6 +479,9 @@ impl Cluster {
             .args(["--node", node.name()])
             .env_remove("KAGAMI_CONFIG")
             .env_remove("KAGAMI_NODE");
+        if let Some(errno) = self.options.io_uring_denied[node.index()] {
+            deny_io_uring(&mut command, errno);
+        }
         command
     }
 

@@ -42,7 +42,7 @@ pub mod write_log;
 
 pub use binaries::{binary, target_directory};
 pub use cluster::{
-    Cluster, ClusterOptions, CommandResult, DropRule, GIB, KIB, MIB, MetadataPlace, Node,
+    Cluster, ClusterOptions, CommandResult, DropRule, GIB, IoBackend, KIB, MIB, MetadataPlace, Node,
 };
 pub use ledger::{Ledger, LoadReport, StopOnDrop, WriteLoad};
 pub use nbd::{NbdAddress, NbdClient, NbdCommand, NbdError, Reply};

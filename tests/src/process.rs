@@ -1,5 +1,7 @@
 //! A child process that does not outlive its test.
 
+use nix::errno::Errno;
+use nix::libc;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -85,6 +87,53 @@ pub(crate) fn die_with_parent(command: &mut Command) {
     // SAFETY: between fork and exec only prctl(2) is called, which is async-signal-safe.
     unsafe {
         command.pre_exec(|| nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(Into::into));
+    }
+}
+
+/// Has the kernel answer the command's process, and those it starts, with this error when they ask
+/// for io_uring: a seccomp filter, as hardened hosts and containers have one.
+pub(crate) fn deny_io_uring(command: &mut Command, errno: Errno) {
+    let statement = |code, k| libc::sock_filter {
+        code,
+        jt: 0,
+        jf: 0,
+        k,
+    };
+    let is_setup = libc::sock_filter {
+        // Else passes over the next one.
+        jf: 1,
+        ..statement(
+            (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16,
+            libc::SYS_io_uring_setup as u32,
+        )
+    };
+    let answer = |action| statement((libc::BPF_RET | libc::BPF_K) as u16, action);
+    let mut filter = [
+        // The number of the call is the first word of what the filter sees.
+        statement((libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16, 0),
+        is_setup,
+        answer(libc::SECCOMP_RET_ERRNO | errno as u32),
+        answer(libc::SECCOMP_RET_ALLOW),
+    ];
+    let install = move || {
+        let program = libc::sock_fprog {
+            len: filter.len() as u16,
+            filter: filter.as_mut_ptr(),
+        };
+        nix::sys::prctl::set_no_new_privs()?;
+        // SAFETY: `program` and the filter it points to are whole and outlive the call.
+        let result = unsafe {
+            libc::prctl(
+                libc::PR_SET_SECCOMP,
+                libc::SECCOMP_MODE_FILTER as libc::c_ulong,
+                &raw const program,
+            )
+        };
+        Errno::result(result).map(drop).map_err(Into::into)
+    };
+    // SAFETY: between fork and exec only prctl(2) is called, which is async-signal-safe.
+    unsafe {
+        command.pre_exec(install);
     }
 }
 
