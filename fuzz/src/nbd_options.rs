@@ -1,6 +1,7 @@
 //! NBD's handshake: everything a client can send before its first request.
 
 use crate::bytes::Bytes;
+use mirror_nbd::nbd::dialect::{Contexts, Dialect};
 use mirror_nbd::nbd::negotiate::{Export, Outcome, negotiate};
 use std::io;
 use std::pin::{Pin, pin};
@@ -120,12 +121,12 @@ pub fn run(data: &[u8]) -> bool {
 fn well_formed(mut bytes: Bytes<'_>) -> Vec<u8> {
     let mut sends = vec![0, 0, 0, bytes.u8() & 3];
     while !bytes.is_empty() && sends.len() < 1 << 20 {
-        let option = u32::from(bytes.u8() % 12);
+        let option = u32::from(bytes.u8() % 13);
         let len = usize::from(bytes.u16() % 9_000);
-        let data = if len > 4096 {
-            vec![bytes.u8(); len]
-        } else {
-            bytes.take(len).to_vec()
+        let data = match (option, len % 2) {
+            (9 | 10, 0) => queries(&mut bytes, len / 2),
+            _ if len > 4096 => vec![bytes.u8(); len],
+            _ => bytes.take(len).to_vec(),
         };
         sends.extend(OPTION_MAGIC);
         sends.extend(option.to_be_bytes());
@@ -133,6 +134,22 @@ fn well_formed(mut bytes: Bytes<'_>) -> Vec<u8> {
         sends.extend(data);
     }
     sends
+}
+
+/// A question about metadata contexts whose lengths add up.
+fn queries(bytes: &mut Bytes<'_>, count: usize) -> Vec<u8> {
+    const WORDS: [&[u8]; 5] = [b"base:allocation", b"base:", b"x-other:", b"", b"base:other"];
+    let name: &[u8] = [&b"r0"[..], b"", b"no"][usize::from(bytes.u8() % 3)];
+    let count = count % 80;
+    let mut data = (name.len() as u32).to_be_bytes().to_vec();
+    data.extend(name);
+    data.extend((count as u32).to_be_bytes());
+    for _ in 0..count {
+        let word = WORDS[usize::from(bytes.u8() % 5)];
+        data.extend((word.len() as u32).to_be_bytes());
+        data.extend(word);
+    }
+    data
 }
 
 fn check(sends: &[u8], how: u8) -> bool {
@@ -147,20 +164,34 @@ fn check(sends: &[u8], how: u8) -> bool {
     assert_eq!(cut.read, whole.read);
     let outcome = whole.outcome.as_ref().ok();
     assert_eq!(cut.outcome.as_ref().ok(), outcome);
-    if let Some(Outcome::Transmission) = outcome {
+    if let Some(Outcome::Transmission(dialect)) = outcome {
         assert!(served, "nothing is served");
+        check_dialect(*dialect, &answers);
         let short = converse(&read[..read.len() - 1], piece, served);
         assert!(short.outcome.is_err(), "not a byte too many was read");
     }
-    answers > 0 || outcome.is_some()
+    !answers.is_empty() || outcome.is_some()
 }
 
-/// Every answer is whole and bounded; returns how many there are.
-fn check_answers(talk: &Conversation) -> usize {
+/// Nothing was agreed on that was not granted, and what was granted last counts.
+fn check_dialect(dialect: Dialect, answers: &[(u32, u32)]) {
+    const ACK: u32 = 1;
+    const META_CONTEXT: u32 = 4;
+    let structured = answers.contains(&(8, ACK));
+    assert_eq!(dialect != Dialect::Simple, structured);
+    let mut about = answers.iter().filter(|(option, _)| *option == 10).rev();
+    let last = (about.next(), about.next());
+    if dialect == Dialect::Structured(Contexts::Allocation) {
+        let granted = (Some(&(10, ACK)), Some(&(10, META_CONTEXT)));
+        assert_eq!(last, granted);
+    }
+}
+
+/// Every answer is whole and bounded; returns the option and the kind of each.
+fn check_answers(talk: &Conversation) -> Vec<(u32, u32)> {
     let mut rest = talk.got.strip_prefix(&GREETING).expect("a greeting");
     assert!(rest.len() <= MAX_OPTIONS * MAX_ANSWER);
-    let mut answers = 0;
-    let mut last = None;
+    let mut answers = Vec::new();
     while let Some(answer) = rest.strip_prefix(&REPLY_MAGIC) {
         let number = |at: usize| u32::from_be_bytes(answer[at..at + 4].try_into().expect("four"));
         let (option, kind, len) = (number(0), number(4), number(8) as usize);
@@ -169,14 +200,16 @@ fn check_answers(talk: &Conversation) -> usize {
             crate::assert_harmless(std::str::from_utf8(text).expect("text"));
         }
         rest = &answer[12 + len..];
-        last = Some((option, kind));
-        answers += 1;
+        answers.push((option, kind));
     }
     // What is left is the answer to EXPORT_NAME, which has no header.
     match talk.outcome {
-        Ok(Outcome::Transmission) if rest.is_empty() => assert_eq!(last, Some((7, 1))),
-        Ok(Outcome::Transmission) => {
+        Ok(Outcome::Transmission(_)) if rest.is_empty() => {
+            assert_eq!(answers.last(), Some(&(7, 1)));
+        }
+        Ok(Outcome::Transmission(dialect)) => {
             assert_eq!(rest[..8], SIZE.to_be_bytes());
+            assert_eq!(rest[8..10], dialect.flags().to_be_bytes());
             assert!(rest.len() == 10 || rest.len() == 134);
         }
         _ => assert!(rest.is_empty()),
@@ -196,6 +229,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let talk = |how: u8, flags: u8, options: &[Vec<u8>]| {
         [&[how, 0, 0, 0, flags][..], &options.concat()].concat()
     };
+    let select = b"\0\0\0\x02r0\0\0\0\x01\0\0\0\x0fbase:allocation";
+    let list = b"\0\0\0\x02r0\0\0\0\0";
     let go = b"\0\0\0\x02r0\0\x02\0\x03\0\x01";
     vec![
         talk(0xff, 3, &[option(7, go)]),
@@ -205,11 +240,32 @@ pub fn seeds() -> Vec<Vec<u8>> {
             1,
             3,
             &[
-                option(8, &[]),
+                option(11, &[]),
                 option(7, b"\0\0\0\x02no\0\0"),
                 option(7, &[0; 7]),
             ],
         ),
         talk(0xff, 3, &[option(5, &[0; 9_000]), option(1, b"")]),
+        talk(
+            0xff,
+            3,
+            &[
+                option(8, &[]),
+                option(9, list),
+                option(10, select),
+                option(7, go),
+            ],
+        ),
+        talk(
+            1,
+            3,
+            &[
+                option(10, select),
+                option(8, &[]),
+                option(10, select),
+                option(10, list),
+                option(1, b"r0"),
+            ],
+        ),
     ]
 }

@@ -5,7 +5,9 @@
 //! ([`crate::plain`]) are the other, for hosts without it. [`crate::choice`] takes one.
 
 use crate::buffers::{Buffer, Fresh};
+use crate::extents::Survey;
 use crate::stream::{Incoming, Outgoing};
+use mirror_core::node::boundary::RequestId;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, Flock};
 use nix::sys::uio::{pread, pwrite};
@@ -53,6 +55,8 @@ pub enum Token {
     GuestReceive(u32),
     /// Sending on one.
     GuestSend(u32),
+    /// A look at the store for a request of a guest.
+    GuestLook(RequestId),
     /// Receiving on a slot of [`crate::link::Link`].
     LinkReceive(u32),
     /// Sending on one.
@@ -105,6 +109,22 @@ pub enum Operation {
         len: u64,
         /// How.
         how: Zeroing,
+    },
+    /// Find out where a range has holes. Never fails: what cannot be told is data.
+    Map {
+        /// Of what.
+        file: Descriptor,
+        /// Which range, and what was found.
+        survey: Survey,
+    },
+    /// Advise the kernel that a range will be read soon.
+    Prefetch {
+        /// Of what.
+        file: Descriptor,
+        /// First byte.
+        offset: u64,
+        /// How many.
+        len: u32,
     },
     /// Receive into the free parts. May end early.
     Receive {
@@ -204,7 +224,7 @@ pub struct Completion {
     pub token: Token,
     /// The operation itself, with everything it owned.
     pub operation: Operation,
-    /// Bytes moved, or why not.
+    /// Bytes moved or extents found, or why not.
     pub result: Result<u32, Errno>,
 }
 

@@ -3,10 +3,12 @@
 //! The lock is on the very descriptor that writes, so that no second daemon, `kagami create` or
 //! other careful program can touch the disk while this one may.
 
-use crate::backend::Descriptor;
+use crate::backend::{Descriptor, Operation};
 use crate::buffers::{ALIGNMENT, Pool};
+use crate::extents::Survey;
 use mirror_core::config::{Metadata, Side};
 use mirror_core::error::{ErrorId, Refusal};
+use mirror_core::types::ByteRange;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, Flock, FlockArg, OFlag, fcntl};
 use nix::sys::statfs::{FUSE_SUPER_MAGIC, FsType, TMPFS_MAGIC, fstatfs};
@@ -59,6 +61,54 @@ impl Store {
     /// Where metadata is.
     pub fn metadata(&self) -> &Descriptor {
         self.external.as_ref().unwrap_or(&self.data)
+    }
+
+    /// What can be asked about the data.
+    pub fn outline(&self) -> Outline {
+        let cached = !self.direct && !self.data.is_in_memory();
+        Outline {
+            data: self.data.clone(),
+            caching: if cached {
+                Caching::Kernel
+            } else {
+                Caching::None
+            },
+        }
+    }
+}
+
+/// The data store for those who ask about it and touch none of its data.
+#[derive(Clone, Debug)]
+pub struct Outline {
+    data: Descriptor,
+    caching: Caching,
+}
+
+/// Where a store's data is before it is read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Caching {
+    /// In memory already, or never in the kernel's cache.
+    None,
+    /// In the kernel's page cache, if it was read or asked for.
+    Kernel,
+}
+
+impl Outline {
+    /// Where a range has holes, told in so many extents at most.
+    pub fn map(&self, range: ByteRange, most: u32) -> Operation {
+        Operation::Map {
+            file: self.data.clone(),
+            survey: Survey::new(range, most),
+        }
+    }
+
+    /// How a range, shorter than 4 GiB, is had at hand; `None` where that is no use.
+    pub fn prefetch(&self, range: ByteRange) -> Option<Operation> {
+        (self.caching == Caching::Kernel).then(|| Operation::Prefetch {
+            file: self.data.clone(),
+            offset: range.start,
+            len: range.len() as u32,
+        })
     }
 }
 

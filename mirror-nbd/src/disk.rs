@@ -4,7 +4,7 @@
 //! a durable write is not known, plain zeroes where a store cannot give space back.
 
 use crate::backend::{Backend, Operation, Token, Zeroing};
-use crate::backing::Store;
+use crate::backing::{Outline, Store};
 use crate::buffers::{Buffer, Origin, Payloads, Pool};
 use crate::slots::Slots;
 use mirror_core::node::boundary::{DiskError, Input, OpId, Payload};
@@ -74,6 +74,11 @@ impl Disk {
     /// Bytes of the data store.
     pub fn size(&self) -> u64 {
         self.store.size
+    }
+
+    /// What guests may ask about the data store.
+    pub fn outline(&self) -> Outline {
+        self.store.outline()
     }
 
     /// Carries out `Action::Read`.

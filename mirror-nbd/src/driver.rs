@@ -263,6 +263,9 @@ impl<B: Backend> Driver<B> {
             (Token::GuestSend(slot), Operation::Send { what, .. }) => {
                 guests.sent(slot, what, result, around.backend);
             }
+            (Token::GuestLook(request), operation) => {
+                guests.looked(request, operation, around.inputs);
+            }
             (Token::LinkReceive(slot), Operation::Receive { into, .. }) => {
                 link.received(slot, into, result, &mut around);
             }
@@ -284,7 +287,7 @@ impl<B: Backend> Driver<B> {
     fn read_letter(&mut self, letter: Letter) {
         let (guests, link, mut around) = self.parts();
         match letter {
-            Letter::Guest { fd, pid } => guests.adopt(fd, pid, &mut around),
+            Letter::Guest { fd, pid, dialect } => guests.adopt(fd, pid, dialect, &mut around),
             Letter::Peer { fd } => link.adopt(fd, &mut around),
             Letter::Status { answer } => {
                 // Who asked may have left.
@@ -373,7 +376,7 @@ impl<B: Backend> Driver<B> {
     fn serve(&mut self) {
         if self.life == Life::Up {
             let size = self.node.status(self.now).size_bytes;
-            self.guests.serve(size);
+            self.guests.serve(size, self.disk.outline());
             self.export.send_replace(Some(size));
         }
     }

@@ -17,6 +17,7 @@ pub mod daemon;
 mod desk;
 mod disk;
 mod driver;
+mod extents;
 mod link;
 mod mailbox;
 mod mirror;

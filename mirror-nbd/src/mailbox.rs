@@ -2,6 +2,7 @@
 //! watches.
 
 use crate::backend::Descriptor;
+use crate::nbd::dialect::Dialect;
 use mirror_core::control::{Command, CommandOutcome, MirrorStatus};
 use mirror_core::error::Refusal;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -23,6 +24,8 @@ pub enum Letter {
         fd: OwnedFd,
         /// Its process, on a Unix socket.
         pid: Option<i32>,
+        /// What was agreed on.
+        dialect: Dialect,
     },
     /// A connection to the peer's daemon.
     Peer {

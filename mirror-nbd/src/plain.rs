@@ -12,10 +12,11 @@
 use crate::backend::{
     Backend, Completion, Descriptor, LAST_WAIT, Operation, PIECES, Token, Zeroing,
 };
+use crate::extents::Survey;
 use crate::slots::Slots;
 use crate::workers::Workers;
 use nix::errno::Errno;
-use nix::fcntl::fallocate;
+use nix::fcntl::{PosixFadviseAdvice, fallocate, posix_fadvise};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{MsgFlags, recvmsg, sendmsg};
 use nix::unistd::fdatasync;
@@ -261,7 +262,9 @@ fn awaited(operation: &Operation) -> Option<(&Descriptor, EpollFlags)> {
         Operation::Read { .. }
         | Operation::Write { .. }
         | Operation::Sync { .. }
-        | Operation::Zero { .. } => None,
+        | Operation::Zero { .. }
+        | Operation::Map { .. }
+        | Operation::Prefetch { .. } => None,
     }
 }
 
@@ -313,6 +316,11 @@ enum Call {
         how: Zeroing,
         offset: u64,
         len: u64,
+    },
+    Map(Survey),
+    Prefetch {
+        offset: u64,
+        len: u32,
     },
 }
 
@@ -378,6 +386,11 @@ impl Job {
                 let (how, offset, len) = (*how, *offset, *len);
                 (file, Call::Zero { how, offset, len })
             }
+            Operation::Map { file, survey } => (file, Call::Map(survey.clone())),
+            Operation::Prefetch { file, offset, len } => {
+                let (offset, len) = (*offset, *len);
+                (file, Call::Prefetch { offset, len })
+            }
             Operation::Receive { .. } | Operation::Send { .. } | Operation::Readable { .. } => {
                 return None;
             }
@@ -397,6 +410,11 @@ impl Job {
             Call::Sync => fdatasync(&self.file).map(|()| 0),
             Call::Zero { how, offset, len } => {
                 fallocate(&self.file, how.mode(), offset as i64, len as i64).map(|()| 0)
+            }
+            Call::Map(survey) => Ok(survey.carry_out(&self.file)),
+            Call::Prefetch { offset, len } => {
+                let advice = PosixFadviseAdvice::POSIX_FADV_WILLNEED;
+                posix_fadvise(&self.file, offset as i64, len.into(), advice).map(|()| 0)
             }
         }
     }

@@ -4,7 +4,10 @@
 //! leaves the table only when its completion arrives. A ring that is dropped first cancels what
 //! is in flight and waits for it, and leaks what even then does not end.
 
+mod aside;
+
 use crate::backend::{Backend, Completion, LAST_WAIT, Operation, PIECES, Token};
+use aside::Aside;
 use io_uring::types::{Fd, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use nix::errno::Errno;
@@ -16,6 +19,9 @@ const COMPLETIONS: u32 = 8192;
 
 /// The user data of entries that are no flight.
 const NOBODY: u64 = u64::MAX;
+
+/// The user data of the entry that waits for the workers' bell.
+const BELL: u64 = u64::MAX - 1;
 
 /// An io_uring instance and everything in flight on it.
 pub struct Ring {
@@ -34,6 +40,8 @@ pub struct Ring {
     /// more than the copy; they are done here, after everything else was handed over, so that the
     /// peer works meanwhile.
     copies: Vec<(Token, Operation)>,
+    /// What the kernel's ring cannot do.
+    aside: Aside,
     /// Whether something was queued that somebody else waits for.
     urgent: bool,
     in_flight: usize,
@@ -71,6 +79,7 @@ impl Ring {
             messages: Vec::new(),
             early: Vec::new(),
             copies: Vec::new(),
+            aside: Aside::default(),
             urgent: false,
             in_flight: 0,
         })
@@ -120,7 +129,9 @@ impl Ring {
         // SAFETY: `&mut self` makes this the only completion queue in use, and nothing called
         // while it lives reaches another.
         let queue = unsafe { self.ring.completion_shared() };
+        let mut rung = false;
         for entry in queue {
+            rung |= entry.user_data() == BELL;
             let index = entry.user_data() as usize;
             let Some(flight) = self.flights.get_mut(index).and_then(Option::take) else {
                 continue;
@@ -135,6 +146,28 @@ impl Ring {
                 operation: flight.operation,
                 result: outcome(&entry),
             });
+        }
+        if rung {
+            self.aside.collect(completions);
+            self.listen();
+        }
+    }
+
+    fn put_aside(&mut self, token: Token, operation: Operation) {
+        let first = self.aside.bell().is_none();
+        if let Err(completion) = self.aside.submit(token, operation) {
+            self.early.push(completion);
+        }
+        if first {
+            self.listen();
+        }
+    }
+
+    /// Waits for the workers' bell, if there are workers.
+    fn listen(&mut self) {
+        if let Some(bell) = self.aside.bell() {
+            let entry = opcode::PollAdd::new(Fd(bell.raw()), libc::POLLIN as u32).build();
+            self.push(&entry.user_data(BELL));
         }
     }
 }
@@ -177,6 +210,10 @@ impl Backend for Ring {
         if operation.is_copy() {
             self.in_flight += 1;
             self.copies.push((token, operation));
+            return;
+        }
+        if let Operation::Map { .. } = operation {
+            self.put_aside(token, operation);
             return;
         }
         self.urgent |= !matches!(
@@ -235,7 +272,7 @@ impl Backend for Ring {
     }
 
     fn in_flight(&self) -> usize {
-        self.in_flight
+        self.in_flight + self.aside.in_flight()
     }
 }
 
@@ -279,6 +316,13 @@ fn entry(flight: &mut Flight) -> squeue::Entry {
             .offset(*offset)
             .mode(how.mode().bits())
             .build(),
+        Operation::Prefetch { file, offset, len } => {
+            let advice = libc::POSIX_FADV_WILLNEED;
+            opcode::Fadvise::new(Fd(file.raw()), i64::from(*len), advice)
+                .offset(*offset)
+                .build()
+        }
+        Operation::Map { .. } => unreachable!("`submit` leaves it to the workers"),
         Operation::Receive { socket, into } => {
             let all = into.wants_all();
             let pieces = into.slices().into_iter().map(|slice| libc::iovec {

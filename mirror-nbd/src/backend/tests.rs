@@ -2,8 +2,10 @@
 
 use super::*;
 use crate::buffers::Pool;
+use crate::extents::{Allocation, Extent};
 use crate::plain::Plain;
 use crate::ring::Ring;
+use mirror_core::types::ByteRange;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
@@ -48,6 +50,8 @@ on_every_backend!(
     a_number_used_again_is_another_socket,
     does_many_things_at_once,
     tells_errors,
+    maps_holes_and_takes_advice,
+    maps_while_it_copies,
     waits_no_longer_than_it_should,
     dropping_ends_what_is_in_flight,
 );
@@ -335,6 +339,66 @@ fn tells_errors<B: Tested>() {
     drop(here);
     let done = one(&mut backend, Token::LinkSend(0), send(&socket, &pool, 4096));
     assert_eq!(done.result, Err(Errno::EPIPE));
+}
+
+fn map(file: &Descriptor, len: u64) -> Operation {
+    Operation::Map {
+        file: file.clone(),
+        survey: Survey::new(ByteRange::new(0, len), 16),
+    }
+}
+
+fn maps_holes_and_takes_advice<B: Tested>() {
+    let mut backend = B::new();
+    let file = file();
+    nix::unistd::ftruncate(&file, 1 << 20).expect("a size");
+    for _ in 0..3 {
+        let done = one(&mut backend, Token::Disk(1), map(&file, 1 << 20));
+        assert_eq!(done.result, Ok(1));
+        let Operation::Map { survey, .. } = done.operation else {
+            panic!("another operation came back");
+        };
+        let hole = Extent {
+            len: 1 << 20,
+            kind: Allocation::Hole,
+        };
+        assert_eq!(survey.found(), [hole]);
+    }
+    let advice = Operation::Prefetch {
+        file,
+        offset: 4096,
+        len: 8192,
+    };
+    let done = one(&mut backend, Token::Disk(2), advice);
+    assert_eq!(done.result, Ok(0));
+}
+
+fn maps_while_it_copies<B: Tested>() {
+    let mut backend = B::new();
+    let pool = Pool::new();
+    let file = file();
+    nix::unistd::ftruncate(&file, 1 << 20).expect("a size");
+    for number in 0..64 {
+        backend.submit(Token::Disk(number), map(&file, 1 << 20));
+        let read = Operation::Read {
+            file: file.clone(),
+            offset: 0,
+            buffer: pool.fresh(4096),
+            from: 0,
+            to: 4096,
+        };
+        backend.submit(Token::Disk(number + 64), read);
+    }
+    let mut ended = Vec::new();
+    while ended.len() < 128 {
+        for completion in next_of_several(&mut backend) {
+            assert!(completion.result.is_ok());
+            ended.push(completion.token);
+        }
+    }
+    assert_eq!(backend.in_flight(), 0);
+    // One that nobody waits for any more.
+    backend.submit(Token::Disk(0), map(&file, 1 << 20));
 }
 
 fn waits_no_longer_than_it_should<B: Tested>() {

@@ -2,6 +2,7 @@
 
 use crate::mailbox::Letter;
 use crate::mirror::Mirror;
+use crate::nbd::dialect::Dialect;
 use crate::nbd::negotiate::{Outcome, negotiate};
 use crate::nbd::server::MAX_CLIENTS;
 use crate::unix_socket::UnixSocket;
@@ -101,34 +102,37 @@ async fn accept(listener: Listener, mirror: Arc<Mirror>) {
 }
 
 async fn welcome(stream: Stream, mirror: &Mirror) -> io::Result<()> {
-    let (fd, pid) = match stream {
+    let (fd, pid, dialect) = match stream {
         Stream::Unix(mut stream) => {
             let pid = stream.peer_cred()?.pid();
-            if !passes(&mut stream, mirror).await? {
+            let Some(dialect) = passes(&mut stream, mirror).await? else {
                 return Ok(());
-            }
+            };
             let stream = stream.into_std()?;
             stream.set_nonblocking(false)?;
-            (OwnedFd::from(stream), pid)
+            (OwnedFd::from(stream), pid, dialect)
         }
         Stream::Tcp(mut stream) => {
             stream.set_nodelay(true)?;
-            if !passes(&mut stream, mirror).await? {
+            let Some(dialect) = passes(&mut stream, mirror).await? else {
                 return Ok(());
-            }
+            };
             let stream = stream.into_std()?;
             stream.set_nonblocking(false)?;
             setsockopt(&stream, sockopt::KeepAlive, &true)?;
-            (OwnedFd::from(stream), None)
+            (OwnedFd::from(stream), None, dialect)
         }
     };
-    mirror.post(Letter::Guest { fd, pid });
+    mirror.post(Letter::Guest { fd, pid, dialect });
     Ok(())
 }
 
-async fn passes<S>(stream: &mut S, mirror: &Mirror) -> io::Result<bool>
+async fn passes<S>(stream: &mut S, mirror: &Mirror) -> io::Result<Option<Dialect>>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    Ok(negotiate(stream, mirror).await? == Outcome::Transmission)
+    Ok(match negotiate(stream, mirror).await? {
+        Outcome::Transmission(dialect) => Some(dialect),
+        Outcome::Over => None,
+    })
 }

@@ -1,8 +1,11 @@
 //! The handshake of NBD's fixed newstyle, up to the transmission phase or the end.
 //!
 //! Everything a client can make us read is bounded, in bytes and in options; time is the
-//! caller's to bound.
+//! caller's to bound. What a client asks of metadata contexts is read in [`meta_context`].
 
+use crate::nbd::dialect::{Contexts, Dialect};
+use crate::nbd::reply::ALLOCATION_ID;
+use meta_context::Query;
 use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -18,10 +21,14 @@ const OPT_ABORT: u32 = 2;
 const OPT_LIST: u32 = 3;
 const OPT_INFO: u32 = 6;
 const OPT_GO: u32 = 7;
+const OPT_STRUCTURED_REPLY: u32 = 8;
+const OPT_LIST_META_CONTEXT: u32 = 9;
+const OPT_SET_META_CONTEXT: u32 = 10;
 
 const REP_ACK: u32 = 1;
 const REP_SERVER: u32 = 2;
 const REP_INFO: u32 = 3;
+const REP_META_CONTEXT: u32 = 4;
 const REP_ERR_UNSUP: u32 = 0x8000_0001;
 const REP_ERR_POLICY: u32 = 0x8000_0002;
 const REP_ERR_INVALID: u32 = 0x8000_0003;
@@ -31,9 +38,6 @@ const REP_ERR_TOO_BIG: u32 = 0x8000_0009;
 const INFO_EXPORT: u16 = 0;
 const INFO_NAME: u16 = 1;
 const INFO_BLOCK_SIZE: u16 = 3;
-
-/// HAS_FLAGS, SEND_FLUSH, SEND_FUA, SEND_TRIM, SEND_WRITE_ZEROES, CAN_MULTI_CONN.
-const TRANSMISSION_FLAGS: u16 = 1 | 4 | 8 | 32 | 64 | 256;
 
 /// The most data an option is read for; names have at most 4096 bytes.
 const MAX_OPTION: u32 = 8 << 10;
@@ -62,7 +66,7 @@ pub trait Export {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Outcome {
     /// Requests may follow.
-    Transmission,
+    Transmission(Dialect),
     /// The connection is to be closed.
     Over,
 }
@@ -86,118 +90,250 @@ where
     if flags & !u32::from(FIXED_NEWSTYLE | NO_ZEROES) != 0 {
         return Err(nonsense("unknown client flags"));
     }
-    let no_zeroes = flags & u32::from(NO_ZEROES) != 0;
-
+    let mut talk = Talk {
+        stream,
+        export,
+        no_zeroes: flags & u32::from(NO_ZEROES) != 0,
+        agreed: Agreed::Nothing,
+    };
     for _ in 0..MAX_OPTIONS {
-        if stream.read_u64().await? != OPTION_MAGIC {
-            return Err(nonsense("bad option magic"));
-        }
-        let option = stream.read_u32().await?;
-        let length = stream.read_u32().await?;
-        if length > MAX_OPTION {
-            pass_over(stream, length).await?;
-            if option == OPT_EXPORT_NAME {
-                return Ok(Outcome::Over);
-            }
-            reply(stream, option, REP_ERR_TOO_BIG, b"option too long").await?;
-            continue;
-        }
-        let mut data = vec![0; length as usize];
-        stream.read_exact(&mut data).await?;
-        match option {
-            OPT_EXPORT_NAME => return export_name(stream, &data, no_zeroes, export).await,
-            OPT_ABORT => {
-                // The client may be gone without waiting for it.
-                let _ = reply(stream, option, REP_ACK, &[]).await;
-                return Ok(Outcome::Over);
-            }
-            OPT_LIST => list(stream, &data, export).await?,
-            OPT_INFO | OPT_GO => {
-                if info(stream, option, &data, export).await? && option == OPT_GO {
-                    return Ok(Outcome::Transmission);
-                }
-            }
-            _ => reply(stream, option, REP_ERR_UNSUP, b"option not supported").await?,
+        if let Some(outcome) = talk.option().await? {
+            return Ok(outcome);
         }
     }
     Err(nonsense("too many options"))
 }
 
-async fn export_name<S>(
-    stream: &mut S,
-    name: &[u8],
+/// A client's options, one after another, and what came of them so far.
+struct Talk<'a, S, E> {
+    stream: &'a mut S,
+    export: &'a E,
     no_zeroes: bool,
-    export: &impl Export,
-) -> io::Result<Outcome>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    // This option has no way to answer with an error.
-    let (true, Some(size)) = (names(name, export), export.size()) else {
-        return Ok(Outcome::Over);
-    };
-    let mut answer = Vec::with_capacity(134);
-    answer.extend_from_slice(&size.to_be_bytes());
-    answer.extend_from_slice(&TRANSMISSION_FLAGS.to_be_bytes());
-    if !no_zeroes {
-        answer.resize(134, 0);
-    }
-    stream.write_all(&answer).await?;
-    Ok(Outcome::Transmission)
+    agreed: Agreed,
 }
 
-async fn list<S>(stream: &mut S, data: &[u8], export: &impl Export) -> io::Result<()>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    if !data.is_empty() {
-        return reply(stream, OPT_LIST, REP_ERR_INVALID, b"no data belongs here").await;
-    }
-    let name = export.name().as_bytes();
-    let mut server = Vec::with_capacity(4 + name.len());
-    server.extend_from_slice(&(name.len() as u32).to_be_bytes());
-    server.extend_from_slice(name);
-    reply(stream, OPT_LIST, REP_SERVER, &server).await?;
-    reply(stream, OPT_LIST, REP_ACK, &[]).await
+enum Agreed {
+    Nothing,
+    /// On structured replies.
+    Structured {
+        /// The name of the export for which `base:allocation` was selected last. The default
+        /// export's empty name and its full name are two names.
+        allocation_of: Option<Vec<u8>>,
+    },
 }
 
-/// Answers `INFO` or `GO`; whether it was granted.
-async fn info<S>(stream: &mut S, option: u32, data: &[u8], export: &impl Export) -> io::Result<bool>
+impl Agreed {
+    /// How a client speaks that enters transmission by this export's name.
+    fn dialect(&self, name: &[u8]) -> Dialect {
+        match self {
+            Agreed::Nothing => Dialect::Simple,
+            Agreed::Structured { allocation_of } if allocation_of.as_deref() == Some(name) => {
+                Dialect::Structured(Contexts::Allocation)
+            }
+            Agreed::Structured { .. } => Dialect::Structured(Contexts::None),
+        }
+    }
+
+    /// Agrees on structured replies, if it was not done before.
+    fn structure(&mut self) {
+        if let Agreed::Nothing = self {
+            *self = Agreed::Structured {
+                allocation_of: None,
+            };
+        }
+    }
+
+    fn select(&mut self, selected: Option<Vec<u8>>) {
+        if let Agreed::Structured { allocation_of } = self {
+            *allocation_of = selected;
+        }
+    }
+}
+
+impl<S, E> Talk<'_, S, E>
 where
     S: AsyncRead + AsyncWrite + Unpin,
+    E: Export,
 {
-    let Some((name, wanted)) = parse_info(data) else {
-        reply(stream, option, REP_ERR_INVALID, b"malformed option").await?;
-        return Ok(false);
-    };
-    if !names(name, export) {
-        reply(stream, option, REP_ERR_UNKNOWN, b"no such export").await?;
-        return Ok(false);
+    /// Reads and answers one option; how the negotiation ended, if it did.
+    async fn option(&mut self) -> io::Result<Option<Outcome>> {
+        if self.stream.read_u64().await? != OPTION_MAGIC {
+            return Err(nonsense("bad option magic"));
+        }
+        let option = self.stream.read_u32().await?;
+        let length = self.stream.read_u32().await?;
+        if option == OPT_SET_META_CONTEXT {
+            // What was selected before is so no more, even if this fails.
+            self.agreed.select(None);
+        }
+        if length > MAX_OPTION {
+            pass_over(self.stream, length).await?;
+            if option == OPT_EXPORT_NAME {
+                return Ok(Some(Outcome::Over));
+            }
+            self.reply(option, REP_ERR_TOO_BIG, b"option too long")
+                .await?;
+            return Ok(None);
+        }
+        let mut data = vec![0; length as usize];
+        self.stream.read_exact(&mut data).await?;
+        match option {
+            OPT_EXPORT_NAME => return self.export_name(&data).await.map(Some),
+            OPT_ABORT => {
+                // The client may be gone without waiting for it.
+                let _ = self.reply(option, REP_ACK, &[]).await;
+                return Ok(Some(Outcome::Over));
+            }
+            OPT_LIST => self.list(&data).await?,
+            OPT_INFO => drop(self.info(option, &data).await?),
+            OPT_GO => {
+                let granted = self.info(option, &data).await?;
+                return Ok(granted.map(Outcome::Transmission));
+            }
+            OPT_STRUCTURED_REPLY => self.structured_reply(&data).await?,
+            OPT_LIST_META_CONTEXT | OPT_SET_META_CONTEXT => {
+                self.meta_context(option, &data).await?;
+            }
+            _ => {
+                self.reply(option, REP_ERR_UNSUP, b"option not supported")
+                    .await?;
+            }
+        }
+        Ok(None)
     }
-    let Some(size) = export.size() else {
-        reply(stream, option, REP_ERR_POLICY, export.why_not().as_bytes()).await?;
-        return Ok(false);
-    };
 
-    let mut facts = Vec::with_capacity(12);
-    facts.extend_from_slice(&INFO_EXPORT.to_be_bytes());
-    facts.extend_from_slice(&size.to_be_bytes());
-    facts.extend_from_slice(&TRANSMISSION_FLAGS.to_be_bytes());
-    reply(stream, option, REP_INFO, &facts).await?;
-
-    if wanted.contains(&INFO_NAME) {
-        let mut facts = INFO_NAME.to_be_bytes().to_vec();
-        facts.extend_from_slice(export.name().as_bytes());
-        reply(stream, option, REP_INFO, &facts).await?;
+    async fn export_name(&mut self, name: &[u8]) -> io::Result<Outcome> {
+        // This option has no way to answer with an error.
+        let (true, Some(size)) = (names(name, self.export), self.export.size()) else {
+            return Ok(Outcome::Over);
+        };
+        let dialect = self.agreed.dialect(name);
+        let mut answer = Vec::with_capacity(134);
+        answer.extend_from_slice(&size.to_be_bytes());
+        answer.extend_from_slice(&dialect.flags().to_be_bytes());
+        if !self.no_zeroes {
+            answer.resize(134, 0);
+        }
+        self.stream.write_all(&answer).await?;
+        Ok(Outcome::Transmission(dialect))
     }
-    // Also unasked: a client that looks at it learns what a request must be aligned to.
-    let mut facts = INFO_BLOCK_SIZE.to_be_bytes().to_vec();
-    for size in [MIN_BLOCK, PREFERRED_BLOCK, MAX_BLOCK] {
+
+    async fn list(&mut self, data: &[u8]) -> io::Result<()> {
+        if !data.is_empty() {
+            return self
+                .reply(OPT_LIST, REP_ERR_INVALID, b"no data belongs here")
+                .await;
+        }
+        let name = self.export.name().as_bytes();
+        let mut server = Vec::with_capacity(4 + name.len());
+        server.extend_from_slice(&(name.len() as u32).to_be_bytes());
+        server.extend_from_slice(name);
+        self.reply(OPT_LIST, REP_SERVER, &server).await?;
+        self.reply(OPT_LIST, REP_ACK, &[]).await
+    }
+
+    /// Answers `INFO` or `GO`; how the client speaks from here on, if it was granted.
+    async fn info(&mut self, option: u32, data: &[u8]) -> io::Result<Option<Dialect>> {
+        let Some((name, wanted)) = parse_info(data) else {
+            self.reply(option, REP_ERR_INVALID, b"malformed option")
+                .await?;
+            return Ok(None);
+        };
+        if !names(name, self.export) {
+            self.reply(option, REP_ERR_UNKNOWN, b"no such export")
+                .await?;
+            return Ok(None);
+        }
+        let Some(size) = self.export.size() else {
+            let why_not = self.export.why_not();
+            self.reply(option, REP_ERR_POLICY, why_not.as_bytes())
+                .await?;
+            return Ok(None);
+        };
+
+        let dialect = self.agreed.dialect(name);
+        let mut facts = Vec::with_capacity(12);
+        facts.extend_from_slice(&INFO_EXPORT.to_be_bytes());
         facts.extend_from_slice(&size.to_be_bytes());
+        facts.extend_from_slice(&dialect.flags().to_be_bytes());
+        self.reply(option, REP_INFO, &facts).await?;
+
+        if wanted.contains(&INFO_NAME) {
+            let mut facts = INFO_NAME.to_be_bytes().to_vec();
+            facts.extend_from_slice(self.export.name().as_bytes());
+            self.reply(option, REP_INFO, &facts).await?;
+        }
+        // Also unasked: a client that looks at it learns what a request must be aligned to.
+        let mut facts = INFO_BLOCK_SIZE.to_be_bytes().to_vec();
+        for size in [MIN_BLOCK, PREFERRED_BLOCK, MAX_BLOCK] {
+            facts.extend_from_slice(&size.to_be_bytes());
+        }
+        self.reply(option, REP_INFO, &facts).await?;
+        self.reply(option, REP_ACK, &[]).await?;
+        Ok(Some(dialect))
     }
-    reply(stream, option, REP_INFO, &facts).await?;
-    reply(stream, option, REP_ACK, &[]).await?;
-    Ok(true)
+
+    async fn structured_reply(&mut self, data: &[u8]) -> io::Result<()> {
+        if !data.is_empty() {
+            return self
+                .reply(
+                    OPT_STRUCTURED_REPLY,
+                    REP_ERR_INVALID,
+                    b"no data belongs here",
+                )
+                .await;
+        }
+        self.agreed.structure();
+        self.reply(OPT_STRUCTURED_REPLY, REP_ACK, &[]).await
+    }
+
+    /// Answers `LIST_META_CONTEXT` or `SET_META_CONTEXT`.
+    async fn meta_context(&mut self, option: u32, data: &[u8]) -> io::Result<()> {
+        if let Agreed::Nothing = self.agreed {
+            let text = b"structured replies have to be agreed on first";
+            return self.reply(option, REP_ERR_INVALID, text).await;
+        }
+        let query = match Query::parse(data) {
+            Ok(query) if names(query.export, self.export) => query,
+            Ok(_) => {
+                return self.reply(option, REP_ERR_UNKNOWN, b"no such export").await;
+            }
+            Err(meta_context::Flaw::Malformed) => {
+                return self
+                    .reply(option, REP_ERR_INVALID, b"malformed option")
+                    .await;
+            }
+            Err(meta_context::Flaw::TooMany) => {
+                return self
+                    .reply(option, REP_ERR_TOO_BIG, b"too many queries")
+                    .await;
+            }
+        };
+        let (found, id) = if option == OPT_SET_META_CONTEXT {
+            (query.selects_allocation(), ALLOCATION_ID)
+        } else {
+            // The protocol reserves the number in a list.
+            (query.lists_allocation(), 0)
+        };
+        if found {
+            let context = [&id.to_be_bytes(), meta_context::ALLOCATION].concat();
+            self.reply(option, REP_META_CONTEXT, &context).await?;
+        }
+        if found && option == OPT_SET_META_CONTEXT {
+            self.agreed.select(Some(query.export.to_vec()));
+        }
+        self.reply(option, REP_ACK, &[]).await
+    }
+
+    async fn reply(&mut self, option: u32, kind: u32, data: &[u8]) -> io::Result<()> {
+        let mut bytes = Vec::with_capacity(20 + data.len());
+        bytes.extend_from_slice(&REPLY_MAGIC.to_be_bytes());
+        bytes.extend_from_slice(&option.to_be_bytes());
+        bytes.extend_from_slice(&kind.to_be_bytes());
+        bytes.extend_from_slice(&(data.len() as u32).to_be_bytes());
+        bytes.extend_from_slice(data);
+        self.stream.write_all(&bytes).await
+    }
 }
 
 /// The name and the wanted information types of an `INFO` or `GO`.
@@ -216,19 +352,6 @@ fn parse_info(data: &[u8]) -> Option<(&[u8], Vec<u16>)> {
 
 fn names(name: &[u8], export: &impl Export) -> bool {
     name.is_empty() || name == export.name().as_bytes()
-}
-
-async fn reply<S>(stream: &mut S, option: u32, kind: u32, data: &[u8]) -> io::Result<()>
-where
-    S: AsyncWrite + Unpin,
-{
-    let mut bytes = Vec::with_capacity(20 + data.len());
-    bytes.extend_from_slice(&REPLY_MAGIC.to_be_bytes());
-    bytes.extend_from_slice(&option.to_be_bytes());
-    bytes.extend_from_slice(&kind.to_be_bytes());
-    bytes.extend_from_slice(&(data.len() as u32).to_be_bytes());
-    bytes.extend_from_slice(data);
-    stream.write_all(&bytes).await
 }
 
 async fn pass_over<S>(stream: &mut S, length: u32) -> io::Result<()>
@@ -250,5 +373,6 @@ fn nonsense(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
+mod meta_context;
 #[cfg(test)]
 mod tests;

@@ -6,27 +6,22 @@
 //! it does not fail.
 
 use crate::backend::{Backend, Descriptor, Operation, Token};
-use crate::buffers::{Origin, Payloads, Pool};
-use crate::nbd::transmit::{self, Judgement, NbdError, REQUEST_LEN, Request};
+use crate::backing::Outline;
+use crate::buffers::{Buffer, Payloads, Pool};
+use crate::nbd::connection::{Connection, Phase};
+use crate::nbd::dialect::Dialect;
+use crate::nbd::intake::{Intake, Pause, Serving};
+use crate::nbd::ledger::{Ledger, Wanted};
+use crate::nbd::transmit::NbdError;
 use crate::slots::Slots;
-use crate::stream::{Incoming, Outgoing, Outlet};
+use crate::stream::{Incoming, Outgoing};
+use mirror_core::limits::SECTOR;
 use mirror_core::node::boundary::{GuestError, GuestOperation, Input, Payload, RequestId};
+use mirror_core::types::ByteRange;
 use nix::errno::Errno;
 use nix::sys::socket::{Shutdown, shutdown};
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
-
-/// Requests of one client in flight at most.
-const REQUESTS_PER_CLIENT: u32 = 256;
-
-/// Bytes of requests in flight at most, reads and writes of all clients together.
-const REQUEST_BUDGET: usize = 192 << 20;
-
-/// Bytes of payload memory beyond which clients wait, whatever it is used for.
-const POOL_BUDGET: usize = 256 << 20;
-
-/// Bytes of replies that one client may leave unread before it gets no more in.
-const REPLY_BUDGET: usize = 64 << 20;
 
 /// Clients of one mirror at most.
 pub const MAX_CLIENTS: usize = 256;
@@ -36,56 +31,12 @@ pub const MAX_CLIENTS: usize = 256;
 pub struct Guests {
     connections: Slots<Connection>,
     ledger: Ledger,
-    /// Size of the export while there is one.
-    serving: Option<u64>,
+    /// The export while there is one.
+    serving: Option<Serving>,
     /// Connections that have something to send.
     unsent: Vec<u32>,
     /// Connections that may go on when memory or places are free again, the next in turn first.
     waiting: VecDeque<u32>,
-}
-
-struct Connection {
-    socket: Descriptor,
-    pid: Option<i32>,
-    /// Away while receiving.
-    incoming: Option<Box<Incoming>>,
-    /// The write whose payload is being received.
-    writing: Option<(Request, GuestWrite)>,
-    outlet: Outlet,
-    /// Bytes of replies not sent yet.
-    owed: usize,
-    pending: u32,
-    phase: Phase,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Phase {
-    Open,
-    Draining,
-    Dead,
-}
-
-#[derive(Clone, Copy)]
-struct GuestWrite {
-    range: mirror_core::types::ByteRange,
-    fua: bool,
-}
-
-/// Requests that the core has not answered.
-#[derive(Default)]
-struct Ledger {
-    requests: Slots<Pending>,
-    /// Counts requests, so that no two share an id.
-    serial: u32,
-    /// Bytes of requests in flight.
-    bytes: usize,
-}
-
-struct Pending {
-    connection: u32,
-    serial: u32,
-    cookie: u64,
-    bytes: usize,
 }
 
 /// What the parser needs besides the clients themselves.
@@ -117,8 +68,8 @@ impl Guests {
     }
 
     /// Carries out `Action::Serve(true)`.
-    pub fn serve(&mut self, size: u64) {
-        self.serving = Some(size);
+    pub fn serve(&mut self, size: u64, store: Outline) {
+        self.serving = Some(Serving { size, store });
     }
 
     /// Carries out `Action::Serve(false)`: every client gets what it is owed, and no more.
@@ -146,22 +97,16 @@ impl Guests {
         &mut self,
         fd: OwnedFd,
         pid: Option<i32>,
+        dialect: Dialect,
         around: &mut Surroundings<'_, B>,
     ) {
         if self.serving.is_none() || self.connections.len() >= MAX_CLIENTS {
             return;
         }
         let socket = Descriptor::from(fd);
-        let slot = self.connections.insert_with(|slot| Connection {
-            outlet: Outlet::new(Token::GuestSend(slot), socket.clone()),
-            socket,
-            pid,
-            incoming: Some(Incoming::new()),
-            writing: None,
-            owed: 0,
-            pending: 0,
-            phase: Phase::Open,
-        });
+        let slot = self
+            .connections
+            .insert_with(|slot| Connection::new(slot, socket, pid, dialect));
         self.pump(slot, around);
     }
 
@@ -213,6 +158,28 @@ impl Guests {
         self.settle(slot);
     }
 
+    /// The store was asked for a request: to answer it, or to go on with it.
+    pub fn looked(
+        &mut self,
+        request: RequestId,
+        operation: Operation,
+        inputs: &mut VecDeque<Input>,
+    ) {
+        let Some(pending) = self.ledger.find(request) else {
+            log::error!("an answer to a question that nobody asked");
+            return;
+        };
+        if let (Wanted::Status { start, extents }, Operation::Map { survey, .. }) =
+            (&mut pending.wanted, operation)
+        {
+            *extents = survey.found();
+            let operation = GuestOperation::Read(ByteRange::new(*start, SECTOR));
+            inputs.push_back(Input::Guest { request, operation });
+        } else {
+            self.answer(request, Ok(None));
+        }
+    }
+
     /// Carries out `Action::Complete`.
     pub fn complete(
         &mut self,
@@ -220,10 +187,13 @@ impl Guests {
         result: Result<Option<Payload>, GuestError>,
         payloads: &mut Payloads,
     ) {
-        let data = match result {
-            Ok(Some(payload)) => Some((payloads.take_back(payload), payload.len as usize)),
-            _ => None,
-        };
+        let data = result.map(|payload| {
+            payload.map(|payload| (payloads.take_back(payload), payload.len as usize))
+        });
+        self.answer(request, data);
+    }
+
+    fn answer(&mut self, request: RequestId, result: Result<Option<(Buffer, usize)>, GuestError>) {
         let Some(pending) = self.ledger.leave(request) else {
             log::error!("an answer to a request that nobody made");
             return;
@@ -233,11 +203,16 @@ impl Guests {
         };
         guest.pending -= 1;
         if guest.phase != Phase::Dead {
-            let outcome = result.map(|_| ()).map_err(NbdError::from);
-            guest.answer(pending.cookie, outcome);
-            if let Some((buffer, len)) = data {
-                guest.owed += len;
-                guest.outlet.queue().push_payload(buffer, len);
+            let cookie = pending.cookie;
+            match (result, pending.wanted) {
+                (Err(error), _) => guest.answer_error(cookie, NbdError::from(error)),
+                (Ok(Some((data, len))), Wanted::Data { offset }) => {
+                    guest.answer_data(cookie, offset, data, len);
+                }
+                (Ok(_), Wanted::Status { extents, .. }) => {
+                    guest.answer_status(cookie, &extents);
+                }
+                (Ok(_), Wanted::Success | Wanted::Data { .. }) => guest.answer_success(cookie),
             }
             self.unsent.push(pending.connection);
         }
@@ -262,9 +237,9 @@ impl Guests {
             && let Some(slot) = self.waiting.pop_front()
         {
             left -= 1;
-            let serial = self.ledger.serial;
+            let serial = self.ledger.serial();
             self.pump(slot, around);
-            if self.ledger.serial != serial {
+            if self.ledger.serial() != serial {
                 served = self.waiting.len() - left;
             }
             self.settle(slot);
@@ -320,149 +295,45 @@ impl Guests {
         }
     }
 
-    /// Parses what was received and goes on receiving.
+    /// Lets requests in from what was received, and goes on receiving.
     fn pump<B: Backend>(&mut self, slot: u32, around: &mut Surroundings<'_, B>) {
-        let Guests {
-            connections,
-            ledger,
-            serving,
-            unsent,
-            waiting,
-        } = self;
-        let Some(guest) = connections.get_mut(slot) else {
+        let Some(guest) = self.connections.get_mut(slot) else {
             return;
         };
-        let (Phase::Open, Some(size)) = (guest.phase, *serving) else {
+        let (Phase::Open, Some(serving)) = (guest.phase, &self.serving) else {
             return;
         };
         let Some(mut incoming) = guest.incoming.take() else {
             return;
         };
-        loop {
-            if let Some((request, write)) = guest.writing {
-                let Some(fresh) = incoming.take_payload() else {
-                    break;
-                };
-                guest.writing = None;
-                let len = write.range.len() as usize;
-                let crc = crc32fast::hash(&fresh.bytes()[..len]);
-                let buffer = fresh.freeze();
-                let payload = around.payloads.lend(buffer, len as u32, crc, Origin::Local);
-                let operation = GuestOperation::Write {
-                    range: write.range,
-                    payload,
-                    fua: write.fua,
-                };
-                guest.pending += 1;
-                let request = ledger.enter(slot, request.cookie, len);
-                around.inputs.push_back(Input::Guest { request, operation });
-                continue;
+        let mut intake = Intake {
+            slot,
+            guest,
+            ledger: &mut self.ledger,
+            serving,
+            around,
+        };
+        let pause = intake.run(&mut incoming);
+        // What was answered on the spot.
+        self.unsent.push(slot);
+        match pause {
+            Pause::Starved => {
+                let socket = guest.socket.clone();
+                let into = incoming;
+                around.backend.submit(
+                    Token::GuestReceive(slot),
+                    Operation::Receive { socket, into },
+                );
             }
-            let Some(head) = incoming.peek::<REQUEST_LEN>() else {
-                break;
-            };
-            let Some(request) = Request::decode(&head) else {
-                log::warn!("a client sent something that is no NBD request; disconnecting it");
+            Pause::Crowded => {
                 guest.incoming = Some(incoming);
-                self.set_phase(slot, Phase::Dead);
-                return;
-            };
-            let judgement = request.judge(size);
-            let need = match judgement {
-                Judgement::Read(range) | Judgement::Write { range, .. } => range.len() as usize,
-                _ => 0,
-            };
-            let crowded = ledger.bytes > 0
-                && (ledger.bytes + need > REQUEST_BUDGET
-                    || around.pool.in_use() + need > POOL_BUDGET);
-            if crowded || guest.pending >= REQUESTS_PER_CLIENT || guest.owed > REPLY_BUDGET {
-                guest.incoming = Some(incoming);
-                waiting.push_back(slot);
-                return;
+                self.waiting.push_back(slot);
             }
-            incoming.consume(REQUEST_LEN);
-            let cookie = request.cookie;
-            let operation = match judgement {
-                Judgement::Read(range) => GuestOperation::Read(range),
-                Judgement::Zero {
-                    range,
-                    may_unmap,
-                    fua,
-                } => GuestOperation::Zero {
-                    range,
-                    may_unmap,
-                    fua,
-                },
-                Judgement::Flush => GuestOperation::Flush,
-                Judgement::Write { range, fua } => {
-                    incoming.begin_payload(around.pool.fresh(need), need);
-                    guest.writing = Some((request, GuestWrite { range, fua }));
-                    continue;
-                }
-                Judgement::Nothing => {
-                    guest.answer(cookie, Ok(()));
-                    unsent.push(slot);
-                    continue;
-                }
-                Judgement::Refuse { error, payload } => {
-                    incoming.skip(u64::from(payload));
-                    guest.answer(cookie, Err(error));
-                    unsent.push(slot);
-                    continue;
-                }
-                Judgement::Disconnect => {
-                    guest.incoming = Some(incoming);
-                    self.set_phase(slot, Phase::Draining);
-                    return;
-                }
-            };
-            guest.pending += 1;
-            let request = ledger.enter(slot, cookie, need);
-            around.inputs.push_back(Input::Guest { request, operation });
+            Pause::Over(phase) => {
+                guest.incoming = Some(incoming);
+                self.set_phase(slot, phase);
+            }
         }
-        let socket = guest.socket.clone();
-        let into = incoming;
-        around.backend.submit(
-            Token::GuestReceive(slot),
-            Operation::Receive { socket, into },
-        );
-    }
-}
-
-impl Ledger {
-    fn enter(&mut self, connection: u32, cookie: u64, bytes: usize) -> RequestId {
-        self.serial = self.serial.wrapping_add(1);
-        self.bytes += bytes;
-        let slot = self.requests.insert(Pending {
-            connection,
-            serial: self.serial,
-            cookie,
-            bytes,
-        });
-        RequestId(u64::from(self.serial) << 32 | u64::from(slot))
-    }
-
-    fn leave(&mut self, request: RequestId) -> Option<Pending> {
-        let (slot, serial) = (request.0 as u32, (request.0 >> 32) as u32);
-        self.requests
-            .get(slot)
-            .filter(|known| known.serial == serial)?;
-        let pending = self.requests.remove(slot)?;
-        self.bytes -= pending.bytes;
-        Some(pending)
-    }
-}
-
-impl Connection {
-    fn is_open(&self) -> bool {
-        self.phase == Phase::Open
-    }
-
-    fn answer(&mut self, cookie: u64, result: Result<(), NbdError>) {
-        self.owed += transmit::REPLY_LEN;
-        self.outlet
-            .queue()
-            .push_bytes(&transmit::reply(cookie, result));
     }
 }
 
