@@ -138,7 +138,13 @@ fn well_formed(mut bytes: Bytes<'_>) -> Vec<u8> {
 
 /// A question about metadata contexts whose lengths add up.
 fn queries(bytes: &mut Bytes<'_>, count: usize) -> Vec<u8> {
-    const WORDS: [&[u8]; 5] = [b"base:allocation", b"base:", b"x-other:", b"", b"base:other"];
+    const WORDS: [&[u8]; 5] = [
+        b"base:allocation",
+        b"base:",
+        b"x-other:",
+        b"",
+        b"base:other",
+    ];
     let name: &[u8] = [&b"r0"[..], b"", b"no"][usize::from(bytes.u8() % 3)];
     let count = count % 80;
     let mut data = (name.len() as u32).to_be_bytes().to_vec();

@@ -53,7 +53,11 @@ fn check(raw: &[u8; REQUEST_LEN], request: &Request, size: u64, dialect: Dialect
         assert!(range.start.is_multiple_of(SECTOR) && range.end.is_multiple_of(SECTOR));
     };
     let judgement = request.judge(size, dialect);
-    let moved = if is_read || is_write { length as usize } else { 0 };
+    let moved = if is_read || is_write {
+        length as usize
+    } else {
+        0
+    };
     assert!(judgement.memory() <= moved.max(MAX_STATUS));
     match judgement {
         Judgement::Read(range) => {
