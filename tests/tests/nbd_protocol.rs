@@ -168,13 +168,13 @@ assert status(64 * M, 0, nbd.CMD_FLAG_REQ_ONE) == [(4 * M, 3)]
 assert status(M, 4 * M + 512, nbd.CMD_FLAG_REQ_ONE) == [(M, 0)]
 assert status(2 * M, 5 * M + 512) == [(M - 512, 0), (M + 512, 3)]
 assert status(512, 64 * M - 512) == [(512, 3)]
-assert h.pread(65536, 4 * M, nbd.CMD_FLAG_DF) == b"\x04" * 65536
 got = bytearray(b"\xff" * M)
 def chunk(data, offset, kind, error):
     assert (len(data), offset) == (M, 3 * M + M // 2) and kind == nbd.READ_DATA
     got[:] = data
-h.pread_structured(M, 3 * M + M // 2, chunk)
-assert got == bytes(M // 2) + b"\x04" * (M // 2)
+for flags in [0, nbd.CMD_FLAG_DF]:
+    h.pread_structured(M, 3 * M + M // 2, chunk, flags)
+    assert got == bytes(M // 2) + b"\x04" * (M // 2)
 h.cache(64 * M, 0)
 print("done")
 "#;
@@ -267,6 +267,7 @@ for what, number, call in [
     ("read across the end", errno.EINVAL, lambda: h.pread(1024, end - 512)),
     ("read far past the end", errno.EINVAL, lambda: h.pread(512, 2**63 - 512)),
     ("write past the end", errno.ENOSPC, lambda: h.pwrite(data, end)),
+    ("write much past the end", errno.ENOSPC, lambda: h.pwrite(bytes(16 << 20), end)),
     ("write across the end", errno.ENOSPC, lambda: h.pwrite(data + data, end - 512)),
     ("zero past the end", errno.ENOSPC, lambda: h.zero(512, end)),
     ("trim past the end", errno.EINVAL, lambda: h.trim(512, end)),

@@ -23,8 +23,8 @@ pub struct Connection {
     pub pid: Option<i32>,
     /// Away while receiving.
     pub incoming: Option<Box<Incoming>>,
-    /// The write whose payload is being received.
-    pub writing: Option<GuestWrite>,
+    /// What its next bytes are.
+    pub next: Next,
     /// What leaves.
     pub outlet: Outlet,
     /// Bytes of replies not sent yet.
@@ -47,6 +47,23 @@ pub enum Phase {
     Dead,
 }
 
+/// What a client sends next.
+#[derive(Clone, Copy)]
+pub enum Next {
+    /// A request.
+    Request,
+    /// The payload of a write.
+    Payload(GuestWrite),
+    /// What belongs to a request that is refused. The answer waits for its end: a client that
+    /// still sends a payload does not expect one.
+    Refused {
+        /// The client's name for the request.
+        cookie: u64,
+        /// What to answer.
+        error: NbdError,
+    },
+}
+
 /// A write without its payload.
 #[derive(Clone, Copy)]
 pub struct GuestWrite {
@@ -66,7 +83,7 @@ impl Connection {
             socket,
             pid,
             incoming: Some(Incoming::new()),
-            writing: None,
+            next: Next::Request,
             owed: 0,
             pending: 0,
             phase: Phase::Open,

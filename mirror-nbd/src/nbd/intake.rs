@@ -11,10 +11,10 @@
 use crate::backend::{Backend, Operation, Token};
 use crate::backing::Outline;
 use crate::buffers::Origin;
-use crate::nbd::connection::{Connection, GuestWrite, Phase};
+use crate::nbd::connection::{Connection, GuestWrite, Next, Phase};
 use crate::nbd::ledger::{Ledger, Wanted};
 use crate::nbd::server::Surroundings;
-use crate::nbd::transmit::{Judgement, REQUEST_LEN, Request};
+use crate::nbd::transmit::{Judgement, NbdError, REQUEST_LEN, Request};
 use crate::stream::Incoming;
 use mirror_core::node::boundary::{GuestOperation, Input};
 use mirror_core::types::ByteRange;
@@ -66,9 +66,14 @@ impl<B: Backend> Intake<'_, '_, B> {
     }
 
     fn step(&mut self, incoming: &mut Incoming) -> Result<(), Pause> {
-        if let Some(write) = self.guest.writing {
-            return self.finish_write(incoming, write);
+        match self.guest.next {
+            Next::Request => self.begin_request(incoming),
+            Next::Payload(write) => self.finish_write(incoming, write),
+            Next::Refused { cookie, error } => self.finish_refusal(incoming, cookie, error),
         }
+    }
+
+    fn begin_request(&mut self, incoming: &mut Incoming) -> Result<(), Pause> {
         let head = incoming.peek::<REQUEST_LEN>().ok_or(Pause::Starved)?;
         let Some(request) = Request::decode(&head) else {
             log::warn!("a client sent something that is no NBD request; disconnecting it");
@@ -102,7 +107,7 @@ impl<B: Backend> Intake<'_, '_, B> {
             }
             Judgement::Write { range, fua } => {
                 incoming.begin_payload(self.around.pool.fresh(need), need);
-                self.guest.writing = Some(GuestWrite { cookie, range, fua });
+                self.guest.next = Next::Payload(GuestWrite { cookie, range, fua });
             }
             Judgement::Zero {
                 range,
@@ -126,7 +131,7 @@ impl<B: Backend> Intake<'_, '_, B> {
             Judgement::Nothing => self.guest.answer_nothing(cookie),
             Judgement::Refuse { error, payload } => {
                 incoming.skip(u64::from(payload));
-                self.guest.answer_error(cookie, error);
+                self.guest.next = Next::Refused { cookie, error };
             }
             Judgement::Disconnect => return Err(Pause::Over(Phase::Draining)),
         }
@@ -136,7 +141,7 @@ impl<B: Backend> Intake<'_, '_, B> {
     /// Lets a write in whose payload has arrived.
     fn finish_write(&mut self, incoming: &mut Incoming, write: GuestWrite) -> Result<(), Pause> {
         let fresh = incoming.take_payload().ok_or(Pause::Starved)?;
-        self.guest.writing = None;
+        self.guest.next = Next::Request;
         let len = write.range.len() as usize;
         let crc = crc32fast::hash(&fresh.bytes()[..len]);
         let buffer = fresh.freeze();
@@ -148,6 +153,19 @@ impl<B: Backend> Intake<'_, '_, B> {
             fua: write.fua,
         };
         self.enter(write.cookie, len, Wanted::Success, operation);
+        Ok(())
+    }
+
+    /// Answers a request that was refused, when what belongs to it went by.
+    fn finish_refusal(
+        &mut self,
+        incoming: &mut Incoming,
+        cookie: u64,
+        error: NbdError,
+    ) -> Result<(), Pause> {
+        incoming.peek::<0>().ok_or(Pause::Starved)?;
+        self.guest.next = Next::Request;
+        self.guest.answer_error(cookie, error);
         Ok(())
     }
 

@@ -8,7 +8,7 @@
 use crate::backend::{Backend, Descriptor, Operation, Token};
 use crate::backing::Outline;
 use crate::buffers::{Buffer, Payloads, Pool};
-use crate::nbd::connection::{Connection, Phase};
+use crate::nbd::connection::{Connection, Next, Phase};
 use crate::nbd::dialect::Dialect;
 use crate::nbd::intake::{Intake, Pause, Serving};
 use crate::nbd::ledger::{Ledger, Wanted};
@@ -272,7 +272,7 @@ impl Guests {
         guest.phase = phase;
         if phase == Phase::Dead {
             guest.outlet.discard();
-            guest.writing = None;
+            guest.next = Next::Request;
             // Ends the operations that are under way. An error means that it is closed already.
             let _ = shutdown(guest.socket.raw(), Shutdown::Both);
         }

@@ -349,3 +349,19 @@ fn questions_of_the_store_count_as_memory() {
     let each = crate::extents::MOST as usize * size_of::<crate::extents::Extent>();
     assert_eq!(asked, Ledger::BUDGET / each);
 }
+
+#[test]
+fn a_refused_write_is_answered_behind_its_payload() {
+    let mut bench = Bench::new();
+    bench.connect(Dialect::Simple);
+    let mut write = request(1, 0, 9, SIZE, 8192);
+    write.extend([0x25; 8000]);
+    bench.arrive(0, &write);
+    assert!(bench.sent(0).is_empty(), "its client still sends");
+    let mut rest = vec![0x60; 192];
+    rest.extend(request(4, 1 << 9, 10, 0, 512));
+    bench.arrive(0, &rest);
+    let answers = bench.sent(0);
+    let errors: Vec<&[u8]> = answers.chunks(16).map(|reply| &reply[4..8]).collect();
+    assert_eq!(errors, [[0, 0, 0, 28], [0, 0, 0, 22]]);
+}
