@@ -40,8 +40,8 @@ pub struct Ring {
     /// more than the copy; they are done here, after everything else was handed over, so that the
     /// peer works meanwhile.
     copies: Vec<(Token, Operation)>,
-    /// What the kernel's ring cannot do.
-    aside: Aside,
+    /// What the kernel's ring cannot do; by itself, because it is rarely looked at.
+    aside: Box<Aside>,
     /// Whether something was queued that somebody else waits for.
     urgent: bool,
     in_flight: usize,
@@ -79,7 +79,7 @@ impl Ring {
             messages: Vec::new(),
             early: Vec::new(),
             copies: Vec::new(),
-            aside: Aside::default(),
+            aside: Box::default(),
             urgent: false,
             in_flight: 0,
         })
