@@ -158,6 +158,17 @@ mod tests {
         assert_eq!(size_of::<RawLog>(), 4096);
     }
 
+    /// One that is being written never takes the place of the one in force.
+    #[test]
+    fn transactions_go_round_the_ring() {
+        let index = |sequence| {
+            let extents = Vec::new();
+            Transaction { sequence, extents }.ring_index()
+        };
+        let n = ACTIVITY_LOG_BLOCKS;
+        assert_eq!([0, 1, n - 1, n, 2 * n + 3].map(index), [0, 1, n - 1, 0, 3]);
+    }
+
     #[test]
     fn golden_bytes() {
         let bytes = Transaction {

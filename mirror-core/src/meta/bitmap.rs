@@ -379,7 +379,29 @@ mod tests {
             let mut bitmap = Bitmap::new(SPAN * 2);
             assert!(!bitmap.load(index, &bytes, owner), "{what}");
             assert_eq!(bitmap.dirty_bytes(), SPAN, "{what}");
+            let its_own = ByteRange::new(index * SPAN, SPAN);
+            assert_eq!(bitmap.next_dirty(0, u64::MAX), Some(its_own), "{what}");
         }
+    }
+
+    #[test]
+    fn questions_end_where_they_should() {
+        let mut bitmap = Bitmap::new(2 * SPAN);
+        bitmap.mark(ByteRange::new(5 * BLOCK, 10 * BLOCK));
+        let run = bitmap.next_dirty(0, 2 * BLOCK);
+        assert_eq!(run, Some(ByteRange::new(5 * BLOCK, 2 * BLOCK)));
+        assert!(!bitmap.is_dirty(ByteRange::new(0, 5 * BLOCK)));
+        assert!(bitmap.is_dirty(ByteRange::new(0, 5 * BLOCK + 1)));
+        assert_eq!(bitmap.next_dirty(2 * SPAN, u64::MAX), None);
+        assert!(!bitmap.is_all_dirty());
+        bitmap.mark_all();
+        assert!(bitmap.is_all_dirty());
+    }
+
+    #[test]
+    fn an_extent_lies_in_one_metadata_block() {
+        let blocks = [0, 30, 31, 61, 62].map(Bitmap::block_of_extent);
+        assert_eq!(blocks, [0, 0, 1, 1, 2]);
     }
 
     #[test]

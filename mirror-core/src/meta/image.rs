@@ -307,4 +307,28 @@ mod tests {
             assert_eq!(dirty.iter().map(|r| r.len()).sum::<u64>(), text.data_size);
         }
     }
+
+    #[test]
+    fn damaged_bitmap_blocks_are_counted() {
+        let size = 1 << 30;
+        let (mut disk, place) = (vec![0; 1 << 20], MetadataPlace::External);
+        let layout = Layout::new(size, place).unwrap();
+        let new = NewReplica {
+            replica: ReplicaId(5),
+            cluster: "c".into(),
+            mirror: "r0".into(),
+            node: "a".into(),
+        };
+        for (offset, bytes) in create(&layout, &new) {
+            disk[offset as usize..][..bytes.len()].copy_from_slice(&bytes);
+        }
+        for index in [1, 4] {
+            disk[layout.bitmap_block_offset(index) as usize + 200] ^= 1;
+        }
+        let read =
+            |offset: u64, len: usize| Ok::<_, Infallible>(disk[offset as usize..][..len].to_vec());
+        let text = describe(read, size, place).unwrap();
+        assert_eq!(text.damaged_bitmap_blocks, 2);
+        assert_eq!(text.dirty_bytes, 2 * crate::meta::bitmap::SPAN);
+    }
 }
