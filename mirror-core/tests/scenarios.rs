@@ -1292,3 +1292,88 @@ fn a_target_that_is_ready_out_of_turn_is_refused() {
     });
     assert_makes_no_sense(&world, A, "resync ready out of turn");
 }
+
+/// R11: a peer that answers pings and nothing else holds a change of role up no longer than is documented.
+#[test]
+fn a_change_of_role_does_not_wait_for_ever() {
+    let patience = Duration::from_secs(35);
+    // For its record of the promotion.
+    let mut world = World::in_sync(8 * MIB);
+    world.command(A, Command::Secondary);
+    world.settle();
+    world.hosts[A].held.metadata = true;
+    world.command(B, Command::Primary(PrimaryMode::Ordinary));
+    world.pass(patience);
+    assert_eq!(world.hosts[B].refused, Some(ErrorId::LostPeer));
+
+    // For its flush before a demotion.
+    let mut world = World::in_sync(8 * MIB);
+    world.write(A, 1, 0);
+    world.settle();
+    world.hosts[B].held.flushes = true;
+    world.command(A, Command::Secondary);
+    world.pass(patience);
+    assert_eq!(world.status(A).role, Role::Secondary);
+    assert_eq!(world.hosts[A].refused, None);
+}
+
+/// R3: only the refusal of the promotion that was asked for ends it.
+#[test]
+fn a_refusal_of_another_promotion_ends_nothing() {
+    let mut world = World::in_sync(8 * MIB);
+    world.command(A, Command::Secondary);
+    world.settle();
+    world.hosts[A].held.metadata = true;
+    world.command(B, Command::Primary(PrimaryMode::Ordinary));
+    world.settle();
+    let connection = ConnectionId(world.hosts[B].connection.expect("a connection"));
+    let header = Header::bare(FrameType::PromoteRefused, world.spoken, 0x5111);
+    world.feed(B, control_frame(connection, header, b"no".to_vec()));
+    assert_makes_no_sense(&world, B, "an answer to no question");
+}
+
+/// A first promotion is granted only for a mirror that fits on this disk, and only where nothing was.
+#[test]
+fn a_first_generation_that_does_not_fit_is_refused() {
+    // Nothing at all makes no sense to begin with.
+    for (size, refused) in [(0, ErrorId::LostPeer), (9 * MIB, ErrorId::PeerRefused)] {
+        let mut world = World::new([8 * MIB; 2]);
+        world.tamper = Some(Box::new(move |from, (header, payload)| {
+            let mut payload = payload;
+            if from == A && header.kind == FrameType::Promote {
+                let mut lineage = Lineage::decode(header.kind, &payload).expect("a lineage");
+                lineage.mirror_size = size;
+                payload = lineage.encode();
+            }
+            vec![(header, payload)]
+        }));
+        world.command(A, Command::Primary(PrimaryMode::InitialAssumeClean));
+        world.pass(Duration::from_secs(1));
+        assert_eq!(world.hosts[A].refused, Some(refused), "{size}");
+        assert!(world.status(B).generation.is_empty(), "{size}");
+    }
+}
+
+/// R5: the end of a resync is for a target, in the generation of the resync.
+#[test]
+fn the_end_of_no_resync_is_refused() {
+    let told = "the end of a resync that this replica has no part in";
+    let mut world = World::in_sync(8 * MIB);
+    let connection = ConnectionId(world.hosts[B].connection.expect("a connection"));
+    let header = Header::bare(FrameType::SyncFinish, world.spoken, 0);
+    world.feed(B, control_frame(connection, header, Vec::new()));
+    assert_makes_no_sense(&world, B, told);
+
+    let mut world = World::in_sync(8 * MIB);
+    world.link_possible = false;
+    world.cut();
+    world.write(A, 1, 0);
+    world.pass(Duration::from_secs(1));
+    world.command(A, Command::PauseResync);
+    world.link_possible = true;
+    world.pass(Duration::from_secs(1));
+    let connection = ConnectionId(world.hosts[B].connection.expect("a connection"));
+    let header = Header::bare(FrameType::SyncFinish, world.spoken ^ 1, 0);
+    world.feed(B, control_frame(connection, header, Vec::new()));
+    assert_makes_no_sense(&world, B, told);
+}

@@ -532,6 +532,33 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn unused_generations_are_no_more_than_are_remembered() {
+        let mut superblock = Superblock::unborn(ReplicaId(1), 1 << 20);
+        for counter in 1..=3 * MAX_ANCESTRY as u64 {
+            superblock.begin_generation(Generation {
+                counter,
+                id: GenerationId(counter.into()),
+            });
+            let unused = usize::from(superblock.unused_ancestors);
+            assert!(unused <= superblock.ancestry.len(), "{counter}: {unused}");
+        }
+        assert_eq!(superblock.ancestry.len(), MAX_ANCESTRY);
+    }
+
+    #[test]
+    fn slots_take_turns() {
+        let slot = |sequence| {
+            let superblock = Superblock::unborn(ReplicaId(1), 1 << 20);
+            Superblock {
+                sequence,
+                ..superblock
+            }
+            .slot()
+        };
+        assert_eq!([0, 1, 2, 3].map(slot), [0, 1, 0, 1]);
+    }
+
+    #[test]
     fn round_trip() {
         let superblock = sample();
         let parsed = Superblock::parse(&superblock.encode()).unwrap();

@@ -190,3 +190,41 @@ impl Requests {
             .any(|guest| matches!(guest.stage, Stage::InFlight { .. }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flush(request: u64) -> Guest {
+        let range = ByteRange::new(0, 0);
+        Guest {
+            request: RequestId(request),
+            kind: Kind::Flush,
+            range,
+            piece: range,
+            arrived: Time(0),
+            sent: Time(0),
+            stage: Stage::AwaitingGate,
+            covers: 0,
+            followed: false,
+        }
+    }
+
+    /// An answer of the peer names a request by its number, and may come long after that request.
+    #[test]
+    fn a_number_means_one_request() {
+        let mut requests = Requests::default();
+        let first = requests.insert(flush(1));
+        let second = requests.insert(flush(2));
+        let numbers = [first, second].map(RequestKey::to_number);
+        assert_eq!(requests.by_number(numbers[0]), Some(first));
+        assert_eq!(requests.by_number(numbers[1]), Some(second));
+        requests.remove(first);
+        assert_eq!(requests.by_number(numbers[0]), None);
+        let third = requests.insert(flush(3));
+        assert_eq!(requests.by_number(numbers[0]), None);
+        assert_eq!(requests.by_number(third.to_number()), Some(third));
+        assert_ne!(third.to_number(), numbers[0]);
+        assert_eq!(requests.find(first).map(|guest| guest.request), None);
+    }
+}

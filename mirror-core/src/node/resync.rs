@@ -415,3 +415,26 @@ impl Node {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The rate is that of the last half second or second, not of the whole resync.
+    #[test]
+    fn a_rate_is_a_recent_one() {
+        let at = |milliseconds: u64| Time(milliseconds * 1_000_000);
+        let mut progress = Progress::new(at(1000), 100 << 20);
+        assert_eq!(progress.rate(at(1000)), 0);
+        for step in 1..=10 {
+            progress.advance(at(1000 + step * 100), 1 << 20);
+        }
+        assert_eq!((progress.done, progress.total), (10 << 20, 100 << 20));
+        assert_eq!(progress.rate(at(2000)), 10 << 20);
+        // From here on it is ten times slower, and what was before is forgotten.
+        for step in 1..=5 {
+            progress.advance(at(2000 + step * 1000), 1 << 20);
+        }
+        assert_eq!(progress.rate(at(7000)), 1 << 20);
+    }
+}
