@@ -692,6 +692,40 @@ pub(crate) mod tests {
         }
     }
 
+    /// A slot whose checksum is right, and a field of it wrong.
+    fn altered(at: usize, bytes: &[u8]) -> Result<ParsedSlot, SlotError> {
+        let mut slot = sample().encode();
+        slot[at..][..bytes.len()].copy_from_slice(bytes);
+        let crc = checksum(&slot, CRC_OFFSET);
+        slot[CRC_OFFSET..][..4].copy_from_slice(&crc.to_le_bytes());
+        Superblock::parse(&slot)
+    }
+
+    #[test]
+    fn each_constant_is_looked_at_by_itself() {
+        for at in [
+            offset_of!(RawSuperblock, block_size),
+            offset_of!(RawSuperblock, extent_size),
+            offset_of!(RawSuperblock, activity_log_slots),
+        ] {
+            let size = SlotError::Field("block, extent or activity log size");
+            assert_eq!(altered(at, &[1, 0, 0, 0]).err(), Some(size), "{at}");
+        }
+        let largest = MAX_COUNTER.to_le_bytes();
+        assert!(altered(offset_of!(RawSuperblock, sequence), &largest).is_ok());
+    }
+
+    #[test]
+    fn slots_of_two_replicas_are_not_taken_for_one() {
+        let other = Superblock {
+            sequence: 8,
+            replica: ReplicaId(77),
+            ..sample()
+        };
+        let slots = [sample(), other].map(|slot| Superblock::parse(&slot.encode()));
+        assert!(Superblock::trust(slots, &layout()).is_err());
+    }
+
     /// What is counted on from there could not be read again (found by fuzzing).
     fn proposing(counter: u64) -> Superblock {
         Superblock {
