@@ -1,7 +1,7 @@
 //! The handshake of NBD's fixed newstyle, up to the transmission phase or the end.
 //!
 //! Everything a client can make us read is bounded, in bytes and in options; time is the
-//! caller's to bound. What a client asks of metadata contexts is read in [`meta_context`].
+//! caller's to bound. What a client asks of metadata contexts is read in `meta_context`.
 
 use crate::nbd::dialect::{Contexts, Dialect};
 use crate::nbd::reply::ALLOCATION_ID;
