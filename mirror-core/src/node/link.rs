@@ -312,8 +312,7 @@ impl Node {
         self.timers.cancel(Timer::Heartbeat);
         self.timers.cancel(Timer::Handshake);
         self.timers.cancel(Timer::Checkpoint);
-        let old = std::mem::replace(&mut self.link, Link::Searching);
-        if let Link::Agreeing(agreement) = &old
+        if let Link::Agreeing(agreement) = &self.link
             && let Some(id) = agreement.refuses()
             // With an arbiter one of two Primaries has only not heard yet that it lost its right.
             && (id != ErrorId::BothPrimary || !self.is_arbitrated())
@@ -321,6 +320,7 @@ impl Node {
             // The peer's table says the same; its word may have been lost with the connection.
             self.refusal = Some(Refusal::new(id, self.remedy(id)));
         }
+        let old = std::mem::replace(&mut self.link, Link::Searching);
         if let Link::Connected(session) = old {
             self.event(
                 Severity::Warning,
