@@ -45,8 +45,11 @@ struct Host {
     detached: bool,
     held: Held,
     flushes: u32,
-    /// Bytes that were zeroed.
+    /// Bytes that were zeroed, and those of them whose space could be given back.
     zeroed: u64,
+    unmapped: u64,
+    /// What is on the disk reads as zeroes.
+    is_blank: bool,
     completed: Vec<RequestId>,
     /// Errors that guests were answered with; `None` where no request may fail.
     errors: Option<Vec<GuestError>>,
@@ -119,6 +122,8 @@ fn host(at: usize, store_size: u64) -> Host {
         held: Held::default(),
         flushes: 0,
         zeroed: 0,
+        unmapped: 0,
+        is_blank: true,
         completed: Vec::new(),
         errors: None,
         refused: None,
@@ -214,8 +219,14 @@ impl World {
                 self.coming.push_back((at, done(op, None)));
             }
             Action::Write { op, .. } => self.coming.push_back((at, done(op, None))),
-            Action::Zero { op, range, .. } => {
+            Action::Zero {
+                op,
+                range,
+                may_unmap,
+                ..
+            } => {
                 host.zeroed += range.len();
+                host.unmapped += if may_unmap { range.len() } else { 0 };
                 self.coming.push_back((at, done(op, None)));
             }
             Action::Read { op, range, .. } => {
@@ -223,7 +234,7 @@ impl World {
                     buffer: 0,
                     len: range.len() as u32,
                     crc: 0,
-                    zero: true,
+                    zero: host.is_blank,
                 };
                 self.coming.push_back((at, done(op, Some(payload))));
             }
@@ -1376,4 +1387,34 @@ fn the_end_of_no_resync_is_refused() {
     let header = Header::bare(FrameType::SyncFinish, world.spoken ^ 1, 0);
     world.feed(B, control_frame(connection, header, Vec::new()));
     assert_makes_no_sense(&world, B, told);
+}
+
+/// R9: holes stay holes, and only what is no hole counts as sent, on both sides.
+#[test]
+fn a_resync_keeps_holes_and_counts_what_it_sends() {
+    for blank in [true, false] {
+        let mut world = World::in_sync(8 * MIB);
+        world.link_possible = false;
+        world.cut();
+        for block in 0..3 {
+            world.write(A, block, block * MIB);
+        }
+        world.pass(Duration::from_secs(1));
+        world.hosts[A].is_blank = blank;
+        world.hosts[B].held.writes = true;
+        world.link_possible = true;
+        world.pass(Duration::from_millis(500));
+        let sent = if blank { 0 } else { 3 * 4096 };
+        for at in [A, B] {
+            let resync = world.status(at).resync.expect("a resync");
+            assert_eq!((resync.sent_bytes, resync.done_bytes), (sent, 0), "{at}");
+        }
+        world.release_held(B);
+        world.pass(Duration::from_secs(5));
+        world.assert_healthy();
+        assert_eq!(world.hosts[B].unmapped, world.hosts[B].zeroed);
+        for at in [A, B] {
+            assert_eq!(world.status(at).counters.resyncs, 1, "{at}");
+        }
+    }
 }

@@ -533,12 +533,15 @@ pub(crate) mod tests {
 
     #[test]
     fn unused_generations_are_no_more_than_are_remembered() {
+        let generation = |counter: u64| Generation {
+            counter,
+            id: GenerationId(counter.into()),
+        };
         let mut superblock = Superblock::unborn(ReplicaId(1), 1 << 20);
+        // Which is kept however old it gets.
+        superblock.last_common = generation(1);
         for counter in 1..=3 * MAX_ANCESTRY as u64 {
-            superblock.begin_generation(Generation {
-                counter,
-                id: GenerationId(counter.into()),
-            });
+            superblock.begin_generation(generation(counter));
             let unused = usize::from(superblock.unused_ancestors);
             assert!(unused <= superblock.ancestry.len(), "{counter}: {unused}");
         }

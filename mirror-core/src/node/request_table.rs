@@ -226,5 +226,13 @@ mod tests {
         assert_eq!(requests.by_number(third.to_number()), Some(third));
         assert_ne!(third.to_number(), numbers[0]);
         assert_eq!(requests.find(first).map(|guest| guest.request), None);
+        let mut last = third;
+        let mut seen = vec![numbers[0], third.to_number()];
+        for _ in 0..9 {
+            requests.remove(last);
+            last = requests.insert(flush(4));
+            assert!(!seen.contains(&last.to_number()), "{last:?}");
+            seen.push(last.to_number());
+        }
     }
 }

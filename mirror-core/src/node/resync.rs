@@ -426,6 +426,9 @@ mod tests {
         let at = |milliseconds: u64| Time(milliseconds * 1_000_000);
         let mut progress = Progress::new(at(1000), 100 << 20);
         assert_eq!(progress.rate(at(1000)), 0);
+        let mut sudden = Progress::new(at(1000), 100);
+        sudden.advance(at(1000), 50);
+        assert_eq!(sudden.rate(at(1000)), 0);
         for step in 1..=10 {
             progress.advance(at(1000 + step * 100), 1 << 20);
         }
