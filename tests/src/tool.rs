@@ -20,6 +20,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("mkfs.ext4", "e2fsprogs"),
     ("fsck.ext4", "e2fsprogs"),
     ("addpart", "util-linux"),
+    ("delpart", "util-linux"),
     ("losetup", "mount"),
     ("mount", "mount"),
     ("umount", "mount"),

@@ -19,17 +19,41 @@ impl LoopDevice {
             .args(options);
         LoopDevice(PathBuf::from(tool.arg(file).success().trim()))
     }
-
-    /// Its first partition.
-    fn partition(&self) -> PathBuf {
-        PathBuf::from(format!("{}p1", self.0.display()))
-    }
 }
 
 impl Drop for LoopDevice {
     fn drop(&mut self) {
         let _ = Tool::new("losetup").arg("--detach").arg(&self.0).output();
     }
+}
+
+/// The first partition of a device, of which only the kernel is told: sectors 2048 to 67583. It would
+/// outlive the device, so it goes with its value.
+struct Partition<'a>(&'a LoopDevice);
+
+impl Partition<'_> {
+    #[track_caller]
+    fn new(device: &LoopDevice) -> Partition<'_> {
+        // One that a killed run left is in the way.
+        forget_partition(device);
+        let tool = Tool::new("addpart").arg(&device.0);
+        tool.args(["1", "2048", "65536"]).success();
+        Partition(device)
+    }
+
+    fn path(&self) -> PathBuf {
+        PathBuf::from(format!("{}p1", self.0.0.display()))
+    }
+}
+
+impl Drop for Partition<'_> {
+    fn drop(&mut self) {
+        forget_partition(self.0);
+    }
+}
+
+fn forget_partition(device: &LoopDevice) {
+    let _ = Tool::new("delpart").arg(&device.0).arg("1").output();
 }
 
 /// A mounted file system; unmounted with its value.
@@ -168,13 +192,11 @@ fn a_mounted_device_and_the_file_under_it() {
 fn a_disk_with_a_mounted_partition() {
     let scene = Scene::new();
     let device = LoopDevice::new(&scene.file(), &[]);
-    // Told to the kernel, which may not read partition tables itself: sectors 2048 to 67583.
-    let addpart = Tool::new("addpart").arg(&device.0);
-    addpart.args(["1", "2048", "65536"]).success();
-    let partition = device.partition();
-    Tool::new("mkfs.ext4").arg("-q").arg(&partition).success();
-    let mount = Mount::new(&partition, scene.mount_point());
-    let name = partition.file_name().unwrap().to_str().unwrap();
+    let partition = Partition::new(&device);
+    let path = partition.path();
+    Tool::new("mkfs.ext4").arg("-q").arg(&path).success();
+    let mount = Mount::new(&path, scene.mount_point());
+    let name = path.file_name().unwrap().to_str().unwrap();
     scene.refused(&device.0, "KGM-0202", &[name, "is mounted at"]);
     drop(mount);
     let (code, said) = scene.create(&device.0, &[]);
