@@ -162,6 +162,14 @@ impl World {
         world
     }
 
+    /// The same, and then the link is gone.
+    fn parted(size: u64) -> World {
+        let mut world = World::in_sync(size);
+        world.link_possible = false;
+        world.cut();
+        world
+    }
+
     fn attach(&mut self, at: usize) {
         let (store_size, boot) = (self.hosts[at].store_size, BootId(self.hosts[at].boot));
         self.feed(at, Input::Attach { store_size, boot });
@@ -597,9 +605,7 @@ fn an_attach_flushes_before_it_empties_the_log() {
 /// holder, not even its first write in a new generation (simulator seed 13108).
 #[test]
 fn a_hung_handshake_holds_nobody_up() {
-    let mut world = World::in_sync(8 * MIB);
-    world.link_possible = false;
-    world.cut();
+    let mut world = World::parted(8 * MIB);
     world.write(A, 1, 0);
     world.pass(Duration::from_secs(1));
     world.command(A, Command::Secondary);
@@ -668,9 +674,7 @@ fn room_in_the_log_is_seen_when_the_peer_is_lost() {
 /// As above, for a command that ends the need of the peer.
 #[test]
 fn a_disconnect_lets_the_writes_of_a_sole_holder_go_on() {
-    let mut world = World::in_sync(8 * MIB);
-    world.link_possible = false;
-    world.cut();
+    let mut world = World::parted(8 * MIB);
     world.write(A, 1, 0);
     world.pass(Duration::from_secs(1));
     world.command(A, Command::PauseResync);
@@ -825,9 +829,7 @@ fn a_peer_that_was_just_heard_is_asked_before_a_promotion() {
 /// `cut 2s`, `guest write 5184+8`, `calm` of seed 16).
 #[test]
 fn what_a_forced_primary_wrote_can_be_discarded_for_an_older_primary() {
-    let mut world = World::in_sync(8 * MIB);
-    world.link_possible = false;
-    world.cut();
+    let mut world = World::parted(8 * MIB);
     world.pass(Duration::from_secs(1));
     world.command(B, Command::Primary(PrimaryMode::Force));
     world.pass(Duration::from_secs(1));
@@ -1007,9 +1009,7 @@ fn a_bitmap_that_takes_long_is_heard_to_its_end() {
 /// it would be forgotten in the queue for its range, and a later write there would wait for ever.
 #[test]
 fn a_chunk_that_was_not_sent_is_not_written() {
-    let mut world = World::in_sync(8 * MIB);
-    world.link_possible = false;
-    world.cut();
+    let mut world = World::parted(8 * MIB);
     world.write(A, 1, 0);
     world.pass(Duration::from_secs(1));
     world.command(A, Command::PauseResync);
@@ -1110,9 +1110,7 @@ fn a_frame_of_an_older_connection_is_not_heard() {
 /// know by itself; and nothing done yet while an operator holds it.
 #[test]
 fn both_sides_show_how_much_there_is_to_copy() {
-    let mut world = World::in_sync(8 * MIB);
-    world.link_possible = false;
-    world.cut();
+    let mut world = World::parted(8 * MIB);
     for block in 0..3 {
         world.write(A, block, block * MIB);
     }
@@ -1159,9 +1157,7 @@ fn a_change_of_role_does_not_wait_for_ever() {
 #[test]
 fn a_resync_keeps_holes_and_counts_what_it_sends() {
     for blank in [true, false] {
-        let mut world = World::in_sync(8 * MIB);
-        world.link_possible = false;
-        world.cut();
+        let mut world = World::parted(8 * MIB);
         for block in 0..3 {
             world.write(A, block, block * MIB);
         }

@@ -14,9 +14,7 @@ fn meet_again(tamper: impl FnMut(usize, Control) -> Vec<Control> + 'static) -> W
 
 /// Two replicas of which `a` went on alone, so that `b` is to be its target when they meet again.
 fn meet_to_resync(tamper: impl FnMut(usize, Control) -> Vec<Control> + 'static) -> World {
-    let mut world = World::in_sync(8 * MIB);
-    world.link_possible = false;
-    world.cut();
+    let mut world = World::parted(8 * MIB);
     world.write(A, 1, 0);
     world.pass(Duration::from_secs(1));
     world.tamper = Some(Box::new(tamper));
@@ -226,9 +224,7 @@ fn the_end_of_no_resync_is_refused() {
     world.feed(B, control_frame(connection, header, Vec::new()));
     assert_makes_no_sense(&world, B, told);
 
-    let mut world = World::in_sync(8 * MIB);
-    world.link_possible = false;
-    world.cut();
+    let mut world = World::parted(8 * MIB);
     world.write(A, 1, 0);
     world.pass(Duration::from_secs(1));
     world.command(A, Command::PauseResync);
