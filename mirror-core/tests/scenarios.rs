@@ -7,6 +7,7 @@
 use mirror_core::control::Direction;
 use mirror_core::error::ErrorId;
 use mirror_core::limits::ACTIVITY_LOG_SLOTS;
+use mirror_core::meta::superblock::Superblock;
 use mirror_core::meta::{self, Layout, NewReplica};
 use mirror_core::node::boundary::*;
 use mirror_core::node::{MetadataPlace, Node, NodeConfig};
@@ -195,6 +196,13 @@ impl World {
 
     fn carry_out(&mut self, at: usize, action: Action) {
         let host = &mut self.hosts[at];
+        if let Action::Zero {
+            range, may_unmap, ..
+        } = &action
+        {
+            host.zeroed += range.len();
+            host.unmapped += if *may_unmap { range.len() } else { 0 };
+        }
         let done = |op, payload| Input::DiskDone {
             op,
             result: Ok(payload),
@@ -229,15 +237,7 @@ impl World {
                 host.flushes += 1;
                 self.coming.push_back((at, done(op, None)));
             }
-            Action::Write { op, .. } => self.coming.push_back((at, done(op, None))),
-            Action::Zero {
-                op,
-                range,
-                may_unmap,
-                ..
-            } => {
-                host.zeroed += range.len();
-                host.unmapped += if may_unmap { range.len() } else { 0 };
+            Action::Write { op, .. } | Action::Zero { op, .. } => {
                 self.coming.push_back((at, done(op, None)));
             }
             Action::Read { op, range, .. } => {
@@ -398,6 +398,20 @@ impl World {
 
     fn status(&self, at: usize) -> mirror_core::control::MirrorStatus {
         self.hosts[at].node.status(self.now)
+    }
+
+    /// The superblock in force on a disk.
+    fn record(&self, at: usize) -> Superblock {
+        let host = &self.hosts[at];
+        let layout = Layout::new(host.store_size, MetadataPlace::External).expect("its layout");
+        let slots = [0, 1].map(|slot| {
+            let offset = layout.slot_offset(slot) as usize;
+            let bytes = &host.metadata[offset..][..meta::META_BLOCK as usize];
+            Superblock::parse(bytes).expect("a superblock")
+        });
+        let slots = slots.iter().map(|slot| slot.untrusted());
+        let newest = slots.max_by_key(|slot| slot.sequence);
+        newest.expect("two slots").clone()
     }
 
     fn assert_healthy(&self) {
@@ -1174,9 +1188,29 @@ fn a_resync_keeps_holes_and_counts_what_it_sends() {
         world.release_held(B);
         world.pass(Duration::from_secs(5));
         world.assert_healthy();
-        assert_eq!(world.hosts[B].unmapped, world.hosts[B].zeroed);
+        let holes = if blank { 3 * 4096 } else { 0 };
+        assert_eq!(world.hosts[B].unmapped, holes);
+        assert_eq!(world.hosts[B].zeroed, holes);
         for at in [A, B] {
             assert_eq!(world.status(at).counters.resyncs, 1, "{at}");
         }
     }
+}
+
+/// R2: who goes on alone is named in the register by the generation it began then. Those that it
+/// begins as sole holder afterwards need no question.
+#[test]
+fn a_record_tells_what_the_register_names() {
+    let mut world = World::parted(8 * MIB);
+    world.command(B, Command::Primary(PrimaryMode::Force));
+    world.pass(Duration::from_secs(1));
+    let alone = world.record(B);
+    assert_eq!(alone.registered, alone.generation);
+    world.command(B, Command::Secondary);
+    world.pass(Duration::from_secs(1));
+    world.command(B, Command::Primary(PrimaryMode::Ordinary));
+    world.pass(Duration::from_secs(1));
+    let again = world.record(B);
+    assert_eq!(again.generation.counter, alone.generation.counter + 1);
+    assert_eq!(again.registered, alone.generation);
 }

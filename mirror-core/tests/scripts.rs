@@ -2,6 +2,7 @@
 //!
 //! `KAGAMI_UPDATE_SCRIPTS=1` writes what happens now below each block.
 
+use mirror_core::limits::MAX_ANCESTRY;
 use mirror_core::sim::script;
 use std::path::{Path, PathBuf};
 
@@ -110,4 +111,27 @@ fn an_expectation_can_fail() {
     let text = "create 8M\nexpect a is Primary\nexpect disk b 0 4K #1\n----\n";
     let outcome = script::run("x.txt", text).expect("a script");
     assert_eq!(outcome.violations.len(), 2, "{outcome:?}");
+}
+
+/// A mirror whose service starts again and again on one node begins more generations than a replica
+/// remembers. Those that others know it by are among them.
+#[test]
+fn the_generations_that_count_are_remembered() {
+    let restarts = "secondary a\nprimary a\n".repeat(2 * MAX_ANCESTRY);
+    // Of a sole holder: the one in the arbiter's register.
+    let registered = format!(
+        "create 8M arbitrated\nprimary a --initial-assume-clean\ncut\nwrite a 0 4K\npass 3s\n{restarts}\
+         join\npass 5s\nexpect identical\nexpect b is UpToDate\nexpect a is {{a,b}}\n----\n"
+    );
+    // Of one whose peer was Primary twice without a write: the one that both had last.
+    let forced = "secondary a\nprimary a --force\n".repeat(2 * MAX_ANCESTRY);
+    let common = format!(
+        "create 8M\nprimary a --initial-assume-clean\nwrite a 0 4K\nsecondary a\nprimary b\n\
+         secondary b\nprimary b\ncut\npower-off b\npass 3s\n{forced}write a 0 4K\nstart b\njoin\n\
+         pass 5s\nexpect identical\nexpect b is UpToDate\n----\n"
+    );
+    for text in [registered, common] {
+        let outcome = script::run("x.txt", &text).expect("a script");
+        assert_eq!(outcome.violations, [""; 0], "{outcome:?}");
+    }
 }
