@@ -19,7 +19,7 @@ use std::time::Duration;
 /// Most steps of a script.
 const STEPS: usize = 400;
 
-const KINDS: [FrameType; 22] = {
+const KINDS: [FrameType; 24] = {
     use FrameType::*;
     [
         Hello,
@@ -44,10 +44,12 @@ const KINDS: [FrameType; 22] = {
         Promote,
         Promoted,
         PromoteRefused,
+        Digest,
+        Digests,
     ]
 };
 
-const COMMANDS: [Command; 12] = [
+const COMMANDS: [Command; 14] = [
     Command::Primary(PrimaryMode::Ordinary),
     Command::Primary(PrimaryMode::Initial),
     Command::Primary(PrimaryMode::InitialAssumeClean),
@@ -63,6 +65,11 @@ const COMMANDS: [Command; 12] = [
     Command::Invalidate,
     Command::PauseResync,
     Command::ResumeResync,
+    Command::Verify {
+        repair: true,
+        resume: false,
+    },
+    Command::StopVerify,
     Command::Down,
 ];
 

@@ -2,7 +2,9 @@
 //! and refuses what no driver could carry out.
 
 use mirror_core::control::{self, NodeStatus, Response};
-use mirror_core::limits::{ACTIVITY_LOG_SLOTS, MAX_PAYLOAD, SECTOR, ZERO_PIECE};
+use mirror_core::limits::{
+    ACTIVITY_LOG_SLOTS, BLOCK, MAX_PAYLOAD, RESYNC_CHUNK, SECTOR, ZERO_PIECE,
+};
 use mirror_core::meta::activity_log::Transaction;
 use mirror_core::meta::bitmap::{BITS_LEN, Bitmap};
 use mirror_core::meta::superblock::Superblock;
@@ -12,7 +14,7 @@ use mirror_core::node::boundary::{
     Payload, RequestId,
 };
 use mirror_core::node::{MetadataPlace, Node, NodeConfig};
-use mirror_core::types::{ArbiterId, BootId, ByteRange, ReplicaId, Time};
+use mirror_core::types::{ArbiterId, BootId, ByteRange, Digest, ReplicaId, Time};
 use mirror_core::wire::message::{Goodbye, Hello, Lineage, PeerState};
 use mirror_core::wire::{FrameType, Header, PayloadKind};
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -47,6 +49,7 @@ fn image_for(replica: ReplicaId, node: &str) -> (Vec<u8>, Layout) {
 /// A disk operation that has not ended.
 enum Pending {
     Read { len: u32, checksum: bool },
+    Digest { blocks: usize },
     Data,
     MetaRead { offset: usize, len: usize },
     MetaWrite { offset: usize, bytes: Vec<u8> },
@@ -212,6 +215,10 @@ impl Host {
                 });
                 Input::DiskDone { op, result }
             }
+            Pending::Digest { blocks } => Input::Digested {
+                op,
+                result: result.map(|()| vec![Digest(1); blocks]),
+            },
             Pending::Data => Input::DiskDone {
                 op,
                 result: result.map(|()| None),
@@ -338,6 +345,12 @@ impl Host {
                 self.assert_on_disk(range, MAX_PAYLOAD.into());
                 let len = range.len() as u32;
                 self.start(op, Pending::Read { len, checksum });
+            }
+            Action::Digest { op, range } => {
+                self.assert_on_disk(range, RESYNC_CHUNK);
+                assert!(range.start.is_multiple_of(BLOCK), "{range:?}");
+                let blocks = range.len().div_ceil(BLOCK) as usize;
+                self.start(op, Pending::Digest { blocks });
             }
             Action::Write {
                 op,

@@ -16,7 +16,7 @@ use std::fmt;
 use thiserror::Error;
 
 /// The version of these messages; a daemon refuses another one with an error both can read.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 
 /// What a client asks.
 #[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
@@ -112,6 +112,8 @@ pub struct MirrorStatus {
     pub unsettled_bytes: u64,
     /// The resync under way.
     pub resync: Option<ResyncStatus>,
+    /// The comparison of the replicas under way, or the last one that was begun here.
+    pub verify: Option<VerifyStatus>,
     /// Why things are as they are: the last refusal, a slow peer, a paused resync.
     pub reasons: Vec<String>,
     /// What was done since the daemon started.
@@ -135,6 +137,42 @@ pub struct ResyncStatus {
     pub eta_seconds: Option<u64>,
     /// Held by an operator, here or at the peer.
     pub paused: bool,
+}
+
+/// A comparison of the two replicas (`kagami verify`).
+#[derive(Clone, PartialEq, Debug, Serialize, Encode, Decode)]
+pub struct VerifyStatus {
+    /// How far it came.
+    pub state: VerifyState,
+    /// Why it was stopped, else empty.
+    pub cause: String,
+    /// Whether the peer's copy of what differs is made equal to this node's.
+    pub repair: bool,
+    /// Bytes compared.
+    pub done_bytes: u64,
+    /// Bytes to compare.
+    pub total_bytes: u64,
+    /// Recent speed.
+    pub rate_bytes_per_second: u64,
+    /// Time left at that speed; absent while there is none.
+    pub eta_seconds: Option<u64>,
+    /// Bytes of blocks that differ.
+    pub different_bytes: u64,
+    /// The first ranges of them, as (offset, length) in bytes, at most
+    /// [`MAX_SHOWN_RANGES`](crate::limits::MAX_SHOWN_RANGES).
+    pub ranges: Vec<(u64, u64)>,
+}
+
+/// How far a comparison came.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Encode, Decode)]
+#[serde(rename_all = "lowercase")]
+pub enum VerifyState {
+    /// It goes on, or will when the two are in sync again.
+    Running,
+    /// Everything was compared.
+    Complete,
+    /// It was ended before its end; `kagami verify --resume` lets it go on.
+    Stopped,
 }
 
 /// Who guards a mirror's right to go on alone (R2).
@@ -276,6 +314,7 @@ impl Default for MirrorStatus {
             dirty_bytes: 0,
             unsettled_bytes: 0,
             resync: None,
+            verify: None,
             reasons: Vec::new(),
             counters: Counters::default(),
         }
@@ -293,7 +332,7 @@ mod tests {
         let hello = Request::Hello { protocol: PROTOCOL };
         assert_eq!(
             encode(&hello).unwrap(),
-            [8, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0]
+            [8, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0]
         );
         let primary = Request::Mirror {
             mirror: "r0".into(),

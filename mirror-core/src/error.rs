@@ -97,6 +97,9 @@ error_ids! {
     TimedOut = 317, Failed, "The state waited for was not reached in time.";
     RightDenied = 318, State, "The arbiter does not let this node go on alone.";
     ArbiterUnreachable = 319, Failed, "The arbiter does not answer.";
+    CopiesDiffer = 320, Failed, "A verify found that the replicas differ.";
+    NoVerify = 321, State, "No verify is under way, or none that could go on.";
+    VerifyStopped = 322, Failed, "A verify was stopped before its end.";
 
     DaemonUnreachable = 401, Unreachable, "The daemon of this node is not running or does not answer.";
     DaemonDenied = 402, Unreachable, "The control socket does not let this user in.";

@@ -44,6 +44,9 @@ pub const ZERO_PIECE: u64 = 32 << 20;
 /// The largest payload of a control frame on the link (hello, bitmap pieces), in bytes.
 pub const MAX_CONTROL_PAYLOAD: u32 = 64 << 10;
 
+/// Ranges of blocks that differ which a status lists.
+pub const MAX_SHOWN_RANGES: usize = 64;
+
 /// The largest message on the control socket, in bytes.
 pub const MAX_CONTROL_MESSAGE: usize = 4 << 20;
 

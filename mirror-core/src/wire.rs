@@ -70,6 +70,11 @@ pub enum FrameType {
     Promoted = 49,
     /// Not granted; the payload says why.
     PromoteRefused = 50,
+
+    /// What are the digests of this range on your replica?
+    Digest = 64,
+    /// They are these; none if it cannot be read.
+    Digests = 65,
 }
 
 impl FrameType {
@@ -97,6 +102,8 @@ impl FrameType {
         FrameType::Promote,
         FrameType::Promoted,
         FrameType::PromoteRefused,
+        FrameType::Digest,
+        FrameType::Digests,
     ];
 
     fn parse(byte: u8) -> Option<FrameType> {
@@ -117,7 +124,8 @@ impl FrameType {
             | FrameType::SyncStart
             | FrameType::SyncBits
             | FrameType::Promote
-            | FrameType::PromoteRefused => PayloadKind::Control {
+            | FrameType::PromoteRefused
+            | FrameType::Digests => PayloadKind::Control {
                 max: MAX_CONTROL_PAYLOAD,
             },
             _ => PayloadKind::None,
@@ -358,6 +366,7 @@ mod tests {
             .chain(16..=19)
             .chain(32..=39)
             .chain(48..=50)
+            .chain(64..=65)
             .collect();
         assert_eq!(known, documented);
     }

@@ -6,7 +6,7 @@
 
 use mirror_core::control::Direction;
 use mirror_core::error::ErrorId;
-use mirror_core::limits::ACTIVITY_LOG_SLOTS;
+use mirror_core::limits::{ACTIVITY_LOG_SLOTS, BLOCK};
 use mirror_core::meta::superblock::Superblock;
 use mirror_core::meta::{self, Layout, NewReplica};
 use mirror_core::node::boundary::*;
@@ -239,6 +239,11 @@ impl World {
             }
             Action::Write { op, .. } | Action::Zero { op, .. } => {
                 self.coming.push_back((at, done(op, None)));
+            }
+            Action::Digest { op, range } => {
+                let blocks = range.len().div_ceil(BLOCK) as usize;
+                let result = Ok(vec![Digest(1); blocks]);
+                self.coming.push_back((at, Input::Digested { op, result }));
             }
             Action::Read { op, range, .. } => {
                 let payload = Payload {

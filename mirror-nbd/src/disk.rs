@@ -7,9 +7,11 @@ use crate::backend::{Backend, Operation, Token, Zeroing};
 use crate::backing::{Outline, Store};
 use crate::buffers::{Buffer, Origin, Payloads, Pool};
 use crate::slots::Slots;
+use mirror_core::limits::BLOCK;
 use mirror_core::node::boundary::{DiskError, Input, OpId, Payload};
-use mirror_core::types::ByteRange;
+use mirror_core::types::{ByteRange, Digest};
 use nix::errno::Errno;
+use twox_hash::XxHash3_128;
 
 /// Zeroes are written in pieces of this many bytes, from one buffer that all share.
 const ZERO_PIECE: u64 = 1 << 20;
@@ -38,6 +40,7 @@ struct Job {
 
 enum Work {
     Read { len: u32, checksum: bool },
+    Digest { len: u32 },
     Write { durable: bool },
     Zero(ZeroJob),
     Flush,
@@ -84,7 +87,23 @@ impl Disk {
     /// Carries out `Action::Read`.
     pub fn read(&mut self, op: OpId, range: ByteRange, checksum: bool, backend: &mut impl Backend) {
         let len = range.len() as u32;
-        let work = Work::Read { len, checksum };
+        self.begin_reading(op, Work::Read { len, checksum }, range, backend);
+    }
+
+    /// Carries out `Action::Digest`.
+    pub fn digest(&mut self, op: OpId, range: ByteRange, backend: &mut impl Backend) {
+        let len = range.len() as u32;
+        self.begin_reading(op, Work::Digest { len }, range, backend);
+    }
+
+    fn begin_reading(
+        &mut self,
+        op: OpId,
+        work: Work,
+        range: ByteRange,
+        backend: &mut impl Backend,
+    ) {
+        let len = range.len() as u32;
         let token = self.begin(op, work);
         backend.submit(
             token,
@@ -230,13 +249,21 @@ impl Disk {
                 }
                 let job = self.jobs.remove(slot)?;
                 let op = job.op;
-                let Work::Read { len, checksum } = job.work else {
-                    let result = Ok(buffer.bytes()[..to as usize].to_vec());
-                    return Some(Input::MetaDone { op, result });
-                };
-                let payload = lend_read(payloads, buffer.freeze(), len, checksum);
-                let result = Ok(Some(payload));
-                Some(Input::DiskDone { op, result })
+                Some(match job.work {
+                    Work::Read { len, checksum } => {
+                        let payload = lend_read(payloads, buffer.freeze(), len, checksum);
+                        let result = Ok(Some(payload));
+                        Input::DiskDone { op, result }
+                    }
+                    Work::Digest { len } => {
+                        let result = Ok(digests(&buffer.bytes()[..len as usize]));
+                        Input::Digested { op, result }
+                    }
+                    _ => {
+                        let result = Ok(buffer.bytes()[..to as usize].to_vec());
+                        Input::MetaDone { op, result }
+                    }
+                })
             }
             Operation::Write {
                 file,
@@ -444,6 +471,10 @@ fn report(job: Job, result: Result<(), DiskError>) -> Input {
             op,
             result: result.map(|()| Vec::new()),
         },
+        Work::Digest { .. } => Input::Digested {
+            op,
+            result: result.map(|()| Vec::new()),
+        },
         _ => Input::DiskDone {
             op,
             result: result.map(|()| None),
@@ -460,6 +491,13 @@ fn lend_read(payloads: &mut Payloads, buffer: Buffer, len: u32, checksum: bool) 
     };
     let payload = payloads.lend(buffer, len, crc, Origin::Local);
     Payload { zero, ..payload }
+}
+
+/// A digest of each block.
+fn digests(data: &[u8]) -> Vec<Digest> {
+    data.chunks(BLOCK as usize)
+        .map(|block| Digest(XxHash3_128::oneshot(block)))
+        .collect()
 }
 
 /// Whether all bytes are zero: cheap for data that is not, because it ends at the first word.

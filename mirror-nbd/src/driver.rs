@@ -172,6 +172,7 @@ impl<B: Backend> Driver<B> {
                 range,
                 checksum,
             } => self.disk.read(op, range, checksum, backend),
+            Action::Digest { op, range } => self.disk.digest(op, range, backend),
             Action::Write {
                 op,
                 offset,

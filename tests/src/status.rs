@@ -30,6 +30,7 @@ pub struct MirrorStatus {
     pub dirty_bytes: u64,
     pub unsettled_bytes: u64,
     pub resync: Option<ResyncStatus>,
+    pub verify: Option<VerifyStatus>,
     pub reasons: Vec<String>,
     pub counters: Counters,
 }
@@ -45,6 +46,21 @@ pub struct ResyncStatus {
     pub rate_bytes_per_second: u64,
     pub eta_seconds: Option<u64>,
     pub paused: bool,
+}
+
+/// A comparison of the replicas.
+#[derive(Clone, Debug, Deserialize)]
+#[allow(missing_docs)]
+pub struct VerifyStatus {
+    pub state: String,
+    pub cause: String,
+    pub repair: bool,
+    pub done_bytes: u64,
+    pub total_bytes: u64,
+    pub rate_bytes_per_second: u64,
+    pub eta_seconds: Option<u64>,
+    pub different_bytes: u64,
+    pub ranges: Vec<(u64, u64)>,
 }
 
 /// Totals since the daemon started.

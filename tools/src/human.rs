@@ -1,6 +1,6 @@
 //! Sizes, spans and whole states of a mirror for the eyes of a person.
 
-use mirror_core::control::{Direction, MirrorStatus, ResyncStatus};
+use mirror_core::control::{Direction, MirrorStatus, ResyncStatus, VerifyState, VerifyStatus};
 
 /// A size with three digits or so: `0 B`, `512 B`, `1.5 MiB`, `474 GiB`.
 pub fn size(bytes: u64) -> String {
@@ -90,6 +90,9 @@ pub fn paragraph(status: &MirrorStatus) -> String {
     if let Some(resync) = &status.resync {
         lines.push(format!("    {}", resync_line(resync)));
     }
+    if let Some(verify) = &status.verify {
+        lines.push(format!("    {}", verify_line(verify)));
+    }
     lines.extend(
         status
             .reasons
@@ -123,6 +126,33 @@ pub fn resync_line(resync: &ResyncStatus) -> String {
         size(resync.total_bytes),
         size(resync.sent_bytes),
     )
+}
+
+/// A verify in one line, with a bar while it runs.
+pub fn verify_line(verify: &VerifyStatus) -> String {
+    let found = match verify.different_bytes {
+        0 => "no differences".to_owned(),
+        bytes => format!("{} differ", size(bytes)),
+    };
+    let (done, total) = (size(verify.done_bytes), size(verify.total_bytes));
+    match verify.state {
+        VerifyState::Complete => format!("verify: {total} compared, {found}"),
+        VerifyState::Stopped => {
+            format!(
+                "verify stopped at {done} of {total}: {}; {found}",
+                verify.cause
+            )
+        }
+        VerifyState::Running => {
+            let bar = bar(verify.done_bytes, verify.total_bytes);
+            let rate = size(verify.rate_bytes_per_second);
+            let left = verify
+                .eta_seconds
+                .map(|left| format!(", {} left", span(left)))
+                .unwrap_or_default();
+            format!("verify {bar} {done} of {total}, {rate}/s{left}, {found}")
+        }
+    }
 }
 
 /// `[=====>----]  52 %`; nothing done while it is not known how much there is to do.

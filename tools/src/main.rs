@@ -27,6 +27,7 @@ mod sim;
 mod status;
 mod store;
 mod updown;
+mod verify;
 mod wait;
 
 use clap::{CommandFactory, Parser};
@@ -60,6 +61,7 @@ fn run(options: Options) -> Result<(), mirror_core::error::Refusal> {
         Verb::Disconnect(args) => link::disconnect(place, &args),
         Verb::Invalidate(args) => link::invalidate(place, &args),
         Verb::Resync(args) => resync::run(place, &args),
+        Verb::Verify(args) => verify::run(place, &args),
         Verb::DumpMetadata(args) => dump::run(place, &args),
         Verb::Demo(args) => demo::run(&args),
         Verb::Sim(args) => sim::run(&args),

@@ -1,7 +1,7 @@
 //! The command line: global options and the list of verbs. Each verb's own options stand beside
 //! its code.
 
-use crate::{check, create, demo, dump, link, resync, role, sim, status, updown};
+use crate::{check, create, demo, dump, link, resync, role, sim, status, updown, verify};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -70,6 +70,7 @@ pub enum Verb {
     Disconnect(link::DisconnectArgs),
     Invalidate(link::InvalidateArgs),
     Resync(resync::ResyncArgs),
+    Verify(verify::VerifyArgs),
     DumpMetadata(dump::DumpArgs),
     Completions(CompletionsArgs),
 }

@@ -1,11 +1,11 @@
-//! Following a resync: a bar on a terminal, a line per change otherwise.
+//! Following a resync or a verify: a bar on a terminal, a line per change otherwise.
 
 use crate::context::Context;
 use crate::human;
 use crate::output;
 use crate::wait::{Goal, POLL};
 use indicatif::{ProgressBar, ProgressStyle};
-use mirror_core::control::MirrorStatus;
+use mirror_core::control::{MirrorStatus, VerifyState, VerifyStatus};
 use mirror_core::error::{ErrorId, Refusal};
 use mirror_core::types::LinkState;
 use std::time::{Duration, Instant};
@@ -37,6 +37,21 @@ pub fn until_synced(context: &Context, mirror: &str) -> Result<(), Refusal> {
     }
 }
 
+/// Stays until the verify of this node is over, and returns what was seen then.
+pub fn until_verified(context: &Context, mirror: &str) -> Result<MirrorStatus, Refusal> {
+    let mut display = Display::new();
+    loop {
+        let status = context.client()?.mirror_status(mirror)?;
+        let running = |verify: &VerifyStatus| verify.state == VerifyState::Running;
+        if !status.verify.as_ref().is_some_and(running) {
+            display.clear();
+            return Ok(status);
+        }
+        display.show(&status);
+        std::thread::sleep(POLL);
+    }
+}
+
 enum Display {
     Bar(ProgressBar),
     Lines { last: Option<Instant> },
@@ -61,13 +76,22 @@ impl Display {
         match self {
             Display::Bar(bar) => {
                 bar.set_prefix(status.name.clone());
-                match &status.resync {
-                    Some(resync) => {
+                match (&status.resync, &status.verify) {
+                    (Some(resync), _) => {
                         bar.set_length(resync.total_bytes);
                         bar.set_position(resync.done_bytes);
                         bar.set_message(pace(status));
                     }
-                    None => bar.set_message(human::headline(status)),
+                    (None, Some(verify)) if verify.state == VerifyState::Running => {
+                        bar.set_length(verify.total_bytes);
+                        bar.set_position(verify.done_bytes);
+                        bar.set_message(format!(
+                            "{}/s, {} differ",
+                            human::size(verify.rate_bytes_per_second),
+                            human::size(verify.different_bytes)
+                        ));
+                    }
+                    _ => bar.set_message(human::headline(status)),
                 }
             }
             Display::Lines { last } => {
@@ -75,9 +99,12 @@ impl Display {
                     return;
                 }
                 *last = Some(Instant::now());
-                output::line(match &status.resync {
-                    Some(resync) => format!("{}: {}", status.name, human::resync_line(resync)),
-                    None => human::headline(status),
+                output::line(match (&status.resync, &status.verify) {
+                    (Some(resync), _) => format!("{}: {}", status.name, human::resync_line(resync)),
+                    (None, Some(verify)) if verify.state == VerifyState::Running => {
+                        format!("{}: {}", status.name, human::verify_line(verify))
+                    }
+                    _ => human::headline(status),
                 });
             }
         }

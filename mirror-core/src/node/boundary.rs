@@ -18,7 +18,7 @@
 
 use crate::control::CommandOutcome;
 use crate::error::Refusal;
-use crate::types::{BootId, ByteRange, Register};
+use crate::types::{BootId, ByteRange, Digest, Register};
 use crate::wire::Header;
 
 /// A disk operation of the core, unique within one node's life.
@@ -161,6 +161,15 @@ pub enum Command {
     ResumeResync,
     /// Drain, flush, close: the mirror leaves the daemon ([`Action::Detached`] follows).
     Down,
+    /// Compare the two replicas while guests work.
+    Verify {
+        /// Make the peer's copy of what differs equal to this one's.
+        repair: bool,
+        /// Go on with the one that was stopped.
+        resume: bool,
+    },
+    /// End the comparison.
+    StopVerify,
 }
 
 /// Under which claim a node is to become Primary.
@@ -213,6 +222,14 @@ pub enum Input {
         op: OpId,
         /// The read's data (only for [`Action::Read`]), or why not.
         result: Result<Option<Payload>, DiskError>,
+    },
+    /// The range of an [`Action::Digest`] was read, or why not.
+    Digested {
+        /// Which.
+        op: OpId,
+        /// A digest of each of its blocks of [`crate::limits::BLOCK`] bytes; the last block may be
+        /// shorter.
+        result: Result<Vec<Digest>, DiskError>,
     },
     /// A metadata operation ended. The bytes are those of a [`Action::MetaRead`], else empty.
     MetaDone {
@@ -275,6 +292,14 @@ pub enum Action {
         range: ByteRange,
         /// Whether the payload's checksum is wanted.
         checksum: bool,
+    },
+    /// Read guest data for the digests of its blocks.
+    Digest {
+        /// To be given back in [`Input::Digested`].
+        op: OpId,
+        /// Where: begins at a multiple of [`crate::limits::BLOCK`], at most
+        /// [`crate::limits::RESYNC_CHUNK`] long.
+        range: ByteRange,
     },
     /// Write guest data.
     Write {

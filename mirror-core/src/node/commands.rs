@@ -112,6 +112,8 @@ impl Node {
             }
             Command::Disconnect => self.disconnect_command(command),
             Command::Invalidate => self.invalidate_command(command),
+            Command::Verify { repair, resume } => self.verify_command(command, repair, resume),
+            Command::StopVerify => self.stop_verify_command(command),
             Command::PauseResync | Command::ResumeResync => {
                 self.resync_paused = what == Command::PauseResync;
                 self.done(command, Vec::new());
@@ -490,5 +492,8 @@ fn overtakes(what: Command) -> bool {
 
 /// Commands that need no rest.
 fn is_immediate(what: Command) -> bool {
-    matches!(what, Command::PauseResync | Command::ResumeResync)
+    matches!(
+        what,
+        Command::PauseResync | Command::ResumeResync | Command::StopVerify
+    )
 }

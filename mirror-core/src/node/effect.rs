@@ -264,6 +264,19 @@ impl Node {
                 self.parted = Some(BY_OPERATOR.to_owned());
                 self.done(command, Vec::new());
             }
+            AfterShrink::Verified { repair } => {
+                let goodbye = Goodbye {
+                    outdated_by: Some(generation),
+                    reason: "a verify found that the copies differ".into(),
+                };
+                if repair {
+                    self.part("its copy differs", goodbye, AfterLoss::Search);
+                } else {
+                    let verdict = self.verdict_of_verify();
+                    self.part(&verdict, goodbye, AfterLoss::StandAlone);
+                    self.parted = Some(verdict);
+                }
+            }
         }
     }
 

@@ -90,6 +90,8 @@ pub(super) enum PeerTag {
     Chunk(u32),
     /// The flush of a resync checkpoint.
     Checkpoint,
+    /// A piece that is compared.
+    Piece(u32),
 }
 
 impl PeerTag {
@@ -102,6 +104,7 @@ impl PeerTag {
             PeerTag::Step => (3, 0),
             PeerTag::Chunk(serial) => (4, u64::from(serial)),
             PeerTag::Checkpoint => (5, 0),
+            PeerTag::Piece(serial) => (6, u64::from(serial)),
         };
         kind << Self::KIND_SHIFT | number
     }
@@ -115,6 +118,7 @@ impl PeerTag {
             3 => PeerTag::Step,
             4 => PeerTag::Chunk(u32::try_from(number).ok()?),
             5 => PeerTag::Checkpoint,
+            6 => PeerTag::Piece(u32::try_from(number).ok()?),
             _ => return None,
         };
         (tag.encode() == id).then_some(tag)
@@ -332,6 +336,7 @@ impl Node {
             if let Mode::Source(resync) = session.mode {
                 self.abandon_resync(resync);
             }
+            self.abandon_pieces();
         }
         self.early_hello = None;
         self.void_peer_halves();
@@ -469,9 +474,13 @@ impl Node {
     /// for. Changes of role and the end of a resync may take longer.
     fn oldest_wait_for_peer(&self) -> Option<Time> {
         let behind = if self.requests.any_waits() {
-            [self.log.peer_flush_since(), self.oldest_chunk_at_peer()]
+            [
+                self.log.peer_flush_since(),
+                self.oldest_chunk_at_peer(),
+                self.oldest_piece_at_peer(),
+            ]
         } else {
-            [None, None]
+            [None; 3]
         };
         let extra = ASK_PATIENCE.saturating_sub(self.config.stall_timeout);
         let asked = self

@@ -15,6 +15,7 @@
 //! | `arbitration` | the right to go on alone, and leases |
 //! | `transition`, `effect` | changes of role, generation and holders, stage by stage |
 //! | `resync` | making the peer's replica equal again |
+//! | `verify` | comparing the two replicas |
 //! | `replica` | the peer's writes on this disk |
 //! | `commands`, `attach`, `status`, `timer`, `operation` | the rest |
 
@@ -37,13 +38,16 @@ mod resync;
 mod status;
 mod timer;
 mod transition;
+mod verify;
 
 use crate::error::{ErrorId, Refusal};
 use crate::meta::Layout;
 use crate::meta::activity_log::Transaction;
 use crate::meta::bitmap::Bitmap;
 use crate::meta::superblock::Superblock;
-use crate::types::{ArbiterId, BootId, ByteRange, DiskState, Generation, ReplicaId, Role, Time};
+use crate::types::{
+    ArbiterId, BootId, ByteRange, Digest, DiskState, Generation, ReplicaId, Role, Time,
+};
 use crate::wire::message::{Hello, PeerState};
 use crate::wire::{FrameType, Header};
 use activity::ActivityLog;
@@ -63,6 +67,7 @@ use std::fmt;
 use std::time::Duration;
 use timer::{Timer, Timers};
 use transition::Transition;
+use verify::Verify;
 
 /// What a node is told about itself when it is made: the configuration of one mirror, as this
 /// node sees it.
@@ -198,6 +203,9 @@ pub struct Node {
     invalidating: Option<CommandId>,
 
     commands: VecDeque<commands::Waiting>,
+
+    /// The comparison under way, or the last one.
+    verify: Option<Verify>,
 }
 
 impl Node {
@@ -255,6 +263,7 @@ impl Node {
             flushing_copied: VecDeque::new(),
             invalidating: None,
             commands: VecDeque::new(),
+            verify: None,
         }
     }
 
@@ -268,6 +277,7 @@ impl Node {
             Input::Tick => {}
             Input::Guest { request, operation } => self.guest_arrives(request, operation),
             Input::DiskDone { op, result } => self.disk_done(op, result),
+            Input::Digested { op, result } => self.digested(op, result),
             Input::MetaDone { op, result } => self.meta_done(op, result),
             Input::LinkUp { connection } => self.link_up(connection),
             Input::LinkDown { connection } => self.link_down(connection),
@@ -348,6 +358,7 @@ impl Node {
         }
         self.watch_lease();
         self.pump_resync();
+        self.pump_verify();
         self.forget_all_dirty();
         self.tell_peer();
     }
@@ -417,6 +428,20 @@ impl Node {
         }
     }
 
+    fn digested(&mut self, op: boundary::OpId, result: Result<Vec<Digest>, DiskError>) {
+        let purpose = self.ops.finish(op);
+        if self.is_disk_given_up() {
+            return;
+        }
+        match purpose {
+            Some(Purpose::Piece(serial)) => self.piece_digested(serial, result),
+            Some(Purpose::PeerPiece { connection, id }) => {
+                self.answer_digests(connection, id, result);
+            }
+            _ => {}
+        }
+    }
+
     fn meta_done(&mut self, op: boundary::OpId, result: Result<Vec<u8>, DiskError>) {
         let Some(purpose) = self.ops.finish(op) else {
             return;
@@ -468,6 +493,8 @@ impl Node {
             }
             (Done, _) => self.peer_done(header.id),
             (State, Body::Control(bytes)) => self.peer_tells_state(&bytes),
+            (Digest, _) => self.peer_asks_digests(header),
+            (Digests, Body::Control(bytes)) => self.peer_compares(header.id, &bytes),
             (SyncTotal, _) => self.learn_total(header.offset),
             (SyncFinish, _) => self.source_finished(header),
             (SyncFinished | Promoted, _) => self.peer_answered(header),
@@ -505,7 +532,14 @@ impl Node {
             }
             Some(PeerTag::Step) => self.step_flushed_there(),
             Some(PeerTag::Checkpoint) => self.checkpoint_done(),
-            None => self.protocol_error("an answer to nothing"),
+            Some(PeerTag::Piece(_)) | None => self.protocol_error("an answer to nothing"),
+        }
+    }
+
+    fn peer_compares(&mut self, id: u64, bytes: &[u8]) {
+        match PeerTag::decode(id) {
+            Some(PeerTag::Piece(serial)) => self.peer_digested(serial, bytes),
+            _ => self.protocol_error("digests of nothing"),
         }
     }
 

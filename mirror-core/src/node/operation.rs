@@ -33,6 +33,15 @@ pub(super) enum Purpose {
     },
     /// The read of a resync chunk.
     Chunk(u32),
+    /// The read of a piece that is compared with the peer's.
+    Piece(u32),
+    /// The read of a piece that the peer compares with its own.
+    PeerPiece {
+        /// Where the answer goes.
+        connection: ConnectionId,
+        /// The peer's number for it.
+        id: u64,
+    },
     /// A flush within the transition of this serial number.
     Step(u32),
     /// A flush of what an earlier daemon of this boot wrote.

@@ -17,6 +17,8 @@ pub(super) enum Claimant {
     Guest(RequestKey),
     /// A chunk of the resync, by its serial number.
     Chunk(u32),
+    /// A piece that is compared with the peer's, by its serial number.
+    Piece(u32),
 }
 
 #[derive(Debug)]

@@ -412,6 +412,7 @@ impl Node {
             match claimant {
                 Claimant::Guest(key) => self.enter_log(key),
                 Claimant::Chunk(serial) => self.chunk_has_range(serial),
+                Claimant::Piece(serial) => self.piece_has_range(serial),
             }
         }
         self.requests.granted = granted;

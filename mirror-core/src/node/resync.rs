@@ -59,7 +59,7 @@ pub(super) struct Copying {
     pub(super) progress: Progress,
 }
 
-/// How far a resync is.
+/// How far a resync or a verify is.
 #[derive(Debug)]
 pub(super) struct Progress {
     /// Bytes that were dirty when it began.
@@ -73,7 +73,7 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    fn new(now: Time, total: u64) -> Progress {
+    pub(super) fn new(now: Time, total: u64) -> Progress {
         Progress {
             total,
             done: 0,
@@ -82,7 +82,8 @@ impl Progress {
         }
     }
 
-    fn advance(&mut self, now: Time, done: u64) {
+    /// Counts `done` bytes more.
+    pub(super) fn advance(&mut self, now: Time, done: u64) {
         self.done += done;
         if now.since(self.marks[1].0) >= Duration::from_millis(500) {
             self.marks = [self.marks[1], (now, self.done)];
@@ -94,7 +95,7 @@ impl Progress {
         let (since, done) = self.marks[0];
         let seconds = now.since(since).as_secs_f64();
         if seconds > 0.0 {
-            ((self.done - done) as f64 / seconds) as u64
+            (self.done.saturating_sub(done) as f64 / seconds) as u64
         } else {
             0
         }
@@ -189,14 +190,19 @@ impl Node {
         }
     }
 
-    /// Takes the next dirty run into the window. Returns whether there was room and one to take.
-    fn start_chunk(&mut self) -> bool {
+    /// How many chunks of a resync, or pieces of a verify, may be on their way at once.
+    pub(super) fn copy_window(&self) -> usize {
         let busy = self.now.since(self.guest_active) < GUEST_ACTIVE && self.requests.len() > 0;
-        let window = if busy {
+        if busy {
             RESYNC_WINDOW_BUSY
         } else {
             RESYNC_WINDOW_IDLE
-        };
+        }
+    }
+
+    /// Takes the next dirty run into the window. Returns whether there was room and one to take.
+    fn start_chunk(&mut self) -> bool {
+        let window = self.copy_window();
         let Some(resync) = self.resync() else {
             return false;
         };

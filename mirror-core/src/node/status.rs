@@ -66,6 +66,7 @@ impl Node {
             dirty_bytes: self.bitmap.dirty_bytes(),
             unsettled_bytes: self.log.unsettled_bytes(),
             resync: self.resync_status(now),
+            verify: self.verify.as_ref().map(|verify| verify.status(now)),
             reasons: self.reasons(),
             counters: Counters {
                 in_flight: self.requests.len() as u64,

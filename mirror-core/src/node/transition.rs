@@ -67,6 +67,8 @@ pub(super) enum AfterShrink {
     OfferSync { whole: bool },
     /// The peer is left behind on an operator's word.
     Disconnect { command: CommandId },
+    /// The peer's copy differs, as a verify has found; with `repair` it becomes a target at once.
+    Verified { repair: bool },
 }
 
 /// What a demotion was for.
@@ -441,7 +443,12 @@ impl Node {
             Err(error) => return self.protocol_error(&error.to_string()),
         };
         match self.objection_to_promotion(&lineage) {
-            None => self.begin_transition(Kind::Grant { lineage }),
+            None => {
+                // What it writes from then on takes no range here.
+                let cause = format!("{} becomes Primary", self.config.peer);
+                self.stop_verify(&cause);
+                self.begin_transition(Kind::Grant { lineage });
+            }
             Some(objection) => {
                 let generation = self.record.generation.tag();
                 let asked = lineage.generation.tag();
@@ -460,6 +467,8 @@ impl Node {
             Some("it is Primary itself; run `kagami secondary` there first")
         } else if !self.transition.is_idle() || !self.records.is_settled() {
             Some("it is changing its own state; try again")
+        } else if self.has_found_differences() {
+            Some("a verify there has found that the copies differ; see `kagami status` there")
         } else if lineage.whole {
             let fits = lineage.mirror_size > 0 && lineage.mirror_size <= self.record.data_size;
             (!current.is_unborn() || !fits || lineage.mirror.is_none())

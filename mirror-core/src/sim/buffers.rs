@@ -8,7 +8,8 @@ use crate::node::boundary::Payload;
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use crate::limits::SECTOR;
+use crate::limits::{BLOCK, SECTOR};
+use crate::types::Digest;
 
 /// The contents of a buffer: one stamp per sector.
 pub(super) type Stamps = Rc<[u64]>;
@@ -37,6 +38,19 @@ pub(super) fn checksum(stamps: &[u64]) -> u32 {
         hasher.update(&bytes[..piece.len() * 8]);
     }
     hasher.finalize()
+}
+
+/// The digests a driver would compute over the blocks: those of other stamps are others.
+pub(super) fn digests(stamps: &[u64]) -> Vec<Digest> {
+    let mix = |digest: u128, stamp: &u64| {
+        let mixed =
+            (digest ^ u128::from(*stamp)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b);
+        mixed.rotate_left(61)
+    };
+    stamps
+        .chunks((BLOCK / SECTOR) as usize)
+        .map(|block| Digest(block.iter().fold(0x6c62_272e_07bb_0142, mix)))
+        .collect()
 }
 
 /// Whether the checksum of a fresh payload is wanted by the core.

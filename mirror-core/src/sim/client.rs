@@ -262,7 +262,10 @@ impl Cluster {
     }
 
     pub fn client_step(&mut self) {
-        if matches!(self.phase, Phase::Verify { .. } | Phase::Over) {
+        if matches!(
+            self.phase,
+            Phase::Verify { .. } | Phase::Rot { .. } | Phase::Over
+        ) {
             return;
         }
         let think = self.options.think.as_nanos() as u64;

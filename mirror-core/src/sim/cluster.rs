@@ -16,6 +16,7 @@ use super::options::Options;
 use super::recording::Source;
 use super::takeover::Takeover;
 use super::trace::Trace;
+use super::verify::Doubts;
 use crate::limits::SECTOR;
 use crate::node::boundary::{Actions, OpId};
 use crate::types::Time;
@@ -112,6 +113,11 @@ pub(super) enum Phase {
     Verify {
         deadline: Time,
     },
+    /// The copy that does not serve is rotten, and an operator has it mended.
+    Rot {
+        serving: usize,
+        deadline: Time,
+    },
     Over,
 }
 
@@ -138,6 +144,7 @@ pub(super) struct Cluster {
     pub whims: fastrand::Rng,
     pub source: Source,
     pub differences: Differences,
+    pub doubts: Doubts,
     #[cfg(test)]
     pub sabotage: super::driver::Sabotage,
     /// Of a run that is one case of an enumeration.
@@ -178,6 +185,7 @@ impl Cluster {
             rng,
             source,
             differences: Differences::default(),
+            doubts: Doubts::new(&options),
             #[cfg(test)]
             sabotage: super::driver::Sabotage::None,
             enumerated: Enumerated::default(),

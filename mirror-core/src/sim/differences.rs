@@ -28,8 +28,15 @@ impl Differences {
 }
 
 impl Cluster {
-    /// Blocks in which the two images differ, as reads see them.
+    /// Blocks in which the two images differ, as reads see them, but for what is rotten.
     pub fn differing_blocks(&mut self) -> Vec<u64> {
+        let mut found = self.differing_anyhow();
+        found.retain(|block| !self.doubts.excuses(*block));
+        found
+    }
+
+    /// Blocks in which the two images differ, as reads see them.
+    pub fn differing_anyhow(&mut self) -> Vec<u64> {
         let mut touched = self.hosts[0].disk.take_touched();
         touched.extend(self.hosts[1].disk.take_touched());
         let [mine, theirs] = &self.hosts;

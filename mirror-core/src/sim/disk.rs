@@ -606,6 +606,15 @@ impl Disk {
         }
     }
 
+    /// A sector changes at rest.
+    pub fn rot(&mut self, sector: u64, stamp: u64) {
+        let leaf = self.leaf(sector);
+        let slot = sector as usize % LEAF;
+        leaf.cache[slot] = stamp;
+        leaf.durable[slot] = stamp;
+        self.changes += 1;
+    }
+
     fn touch(&mut self, leaf: usize) {
         if !std::mem::replace(&mut self.is_touched[leaf], true) {
             self.touched.push(leaf);

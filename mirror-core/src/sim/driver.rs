@@ -2,14 +2,14 @@
 //! does; and refuses what a daemon could not carry out.
 
 use super::ambush::Moment;
-use super::buffers::{Buffers, Checksum};
+use super::buffers::{Buffers, Checksum, digests};
 use super::cluster::{Cluster, Event};
 use super::disk::{Fill, Operation, Outcome};
 use super::faults::DISK_SPIKE;
 use super::host::NAMES;
 use super::network::{Condition, Frame, Heard, WireBody};
 use super::options::{Chance, DiskBias};
-use crate::limits::{MAX_CONTROL_PAYLOAD, MAX_PAYLOAD, SECTOR, ZERO_PIECE};
+use crate::limits::{MAX_CONTROL_PAYLOAD, MAX_PAYLOAD, RESYNC_CHUNK, SECTOR, ZERO_PIECE};
 use crate::node::MetadataPlace;
 use crate::node::boundary::{Action, Body, ConnectionId, DiskError, Input, OpId};
 use crate::types::{ByteRange, LinkState, Time};
@@ -18,6 +18,7 @@ use crate::wire::{FrameType, Header, PayloadKind};
 /// What is to be reported when a disk operation ends.
 pub(super) enum Purpose {
     Read(Checksum),
+    Digest,
     /// A data operation, with the buffer it holds.
     Data(Option<u32>),
     Metadata,
@@ -32,7 +33,10 @@ impl Cluster {
             return Ok(());
         };
         match action {
-            Action::Read { .. } | Action::Write { .. } | Action::Zero { .. } => {
+            Action::Read { .. }
+            | Action::Digest { .. }
+            | Action::Write { .. }
+            | Action::Zero { .. } => {
                 return self.perform_on_data(h, action);
             }
             Action::Flush { op } => {
@@ -92,6 +96,12 @@ impl Cluster {
                     false => Checksum::NotWanted,
                 };
                 process.operations.insert(op, Purpose::Read(wanted));
+                let (start, count) = (range.start / SECTOR, range.len() / SECTOR);
+                self.submit(h, op, Operation::Read { start, count })
+            }
+            Action::Digest { op, range } => {
+                within(range, data_size, RESYNC_CHUNK)?;
+                process.operations.insert(op, Purpose::Digest);
                 let (start, count) = (range.start / SECTOR, range.len() / SECTOR);
                 self.submit(h, op, Operation::Read { start, count })
             }
@@ -286,6 +296,10 @@ impl Cluster {
                 op,
                 result: Ok(Some(process.buffers.give(stamps.into(), wanted))),
             },
+            (Outcome::Read(stamps), _) => Input::Digested {
+                op,
+                result: Ok(digests(&stamps)),
+            },
             (Outcome::Meta(bytes), _) => Input::MetaDone {
                 op,
                 result: Ok(bytes),
@@ -330,6 +344,10 @@ impl Cluster {
         let purpose = process.operations.remove(&op);
         let input = match purpose {
             Some(Purpose::Metadata | Purpose::Superblock) => Input::MetaDone {
+                op,
+                result: Err(error),
+            },
+            Some(Purpose::Digest) => Input::Digested {
                 op,
                 result: Err(error),
             },

@@ -42,6 +42,7 @@ mod stimulus;
 mod takeover;
 mod text;
 mod trace;
+mod verify;
 
 pub use fault_kind::{FaultKind, Faults};
 pub use options::{Arbitration, Beginning, Options, Pace, Scenario};
@@ -82,6 +83,8 @@ pub struct Stats {
     pub failovers: u64,
     /// Resyncs completed by the daemons that ran last.
     pub resyncs: u64,
+    /// Blocks that rotted in the end, all of them found and mended.
+    pub rotten_blocks: u64,
     /// The longest a guest waited for an answer.
     pub longest_stall: Duration,
     /// How long the run was on its own clock.

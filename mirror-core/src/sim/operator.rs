@@ -7,6 +7,7 @@ use super::host::{Fitness, NAMES};
 use super::options::{Beginning, Scenario};
 use super::split_brain::SplitBrain;
 use super::stimulus::Stimulus;
+use super::verify::Doubts;
 use crate::control::CommandOutcome;
 use crate::error::Refusal;
 use crate::node::boundary::{Command, CommandId, Input, PrimaryMode};
@@ -15,7 +16,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// How long healing may take, of virtual time.
-const HEAL_TIME: Duration = Duration::from_secs(240);
+pub(super) const HEAL_TIME: Duration = Duration::from_secs(240);
 
 /// How long a fault may still show after it ended.
 const CALM: Duration = Duration::from_secs(5);
@@ -90,6 +91,7 @@ impl Cluster {
                     self.fail("the replicas cannot be read back in time".to_owned());
                 }
             }
+            Phase::Rot { serving, deadline } => self.watch_rot(serving, deadline),
             Phase::Over => return,
         }
         self.next_look();
@@ -214,6 +216,7 @@ impl Cluster {
     /// The storm is over: what follows depends on nothing that was drawn in it.
     pub fn calm(&mut self) {
         self.operator.rng = self.options.rng();
+        self.doubts = Doubts::new(&self.options);
         self.operator.heir = None;
         if self.options.scenario == Scenario::InsaneOperator {
             self.operator.split = SplitBrain::Begin;
@@ -225,6 +228,7 @@ impl Cluster {
 
     fn storm(&mut self) {
         self.care(50);
+        self.doubt();
         if self.now < self.operator.next_whim {
             return;
         }
@@ -465,15 +469,7 @@ impl Cluster {
                 states.join("; ")
             ));
         }
-        for h in 0..2 {
-            let paused = self
-                .status(h)
-                .and_then(|s| s.resync)
-                .is_some_and(|r| r.paused);
-            if paused && !self.operator.busy(h) {
-                self.command(h, Command::ResumeResync);
-            }
-        }
+        self.resume_resyncs();
         self.wait_without_primary();
         self.care(100);
         let both_hold = self.both_hold();
@@ -492,6 +488,19 @@ impl Cluster {
         self.client.held |= done;
         if serving.is_some() && done && self.quiet() && self.in_sync() && both_hold {
             self.converged();
+        }
+    }
+
+    /// Nothing is held any more.
+    pub fn resume_resyncs(&mut self) {
+        for h in 0..2 {
+            let paused = self
+                .status(h)
+                .and_then(|s| s.resync)
+                .is_some_and(|r| r.paused);
+            if paused && !self.operator.busy(h) {
+                self.command(h, Command::ResumeResync);
+            }
         }
     }
 
@@ -537,6 +546,9 @@ impl Cluster {
 
     /// Everything was read back.
     pub fn verified(&mut self) {
-        self.phase = Phase::Over;
+        match self.options.verifies {
+            true => self.begin_rot(),
+            false => self.phase = Phase::Over,
+        }
     }
 }

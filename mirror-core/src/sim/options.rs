@@ -162,6 +162,7 @@ pub struct Options {
     pub ambushes: bool,
     pub heals_without_primary: bool,
     pub sweep: bool,
+    pub verifies: bool,
     pub rare_faults: Vec<FaultKind>,
     pub drift: [i32; 2],
 }
@@ -248,6 +249,7 @@ impl Options {
                 && arbitration != Arbitration::Wiped
                 && seed.is_multiple_of(4),
             sweep: store_size >= 64 << 20 && rng.bool(),
+            verifies: seed % 8 == 5 && store_size < 1 << 30,
             rare_faults: rare_faults(&mut rng, arbitration),
             drift: match rng.u8(0..6) {
                 0 => [(); 2].map(|()| rng.i32(-MOST_DRIFT..MOST_DRIFT)),
@@ -373,6 +375,7 @@ impl Options {
             ambushes: false,
             heals_without_primary: false,
             sweep: false,
+            verifies: false,
             pace: Pace::Steady,
             small_requests: false,
             rare_faults: Vec::new(),

@@ -12,6 +12,7 @@ use super::faults::{Crash, SLOW_DISK};
 use super::host::NAMES;
 use super::network::Break;
 use super::text::{Text, among, number, one_of};
+use super::verify::{VERIFY, VERIFY_AND_REPAIR, VERIFY_ON};
 use crate::node::boundary::{Command, PrimaryMode};
 use std::fmt;
 use std::time::Duration;
@@ -82,6 +83,10 @@ const COMMANDS: &[(Command, &str)] = &[
     (Command::Invalidate, "invalidate"),
     (Command::PauseResync, "resync pause"),
     (Command::ResumeResync, "resync resume"),
+    (VERIFY, "verify"),
+    (VERIFY_AND_REPAIR, "verify --repair"),
+    (VERIFY_ON, "verify --resume"),
+    (Command::StopVerify, "verify --stop"),
     (Command::Down, "down"),
 ];
 

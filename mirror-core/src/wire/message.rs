@@ -6,7 +6,7 @@ use crate::fields::{
     parse_ancestry, parse_flag, parse_holders, parse_name, parse_unused, plausible_size,
 };
 use crate::limits::MAX_ANCESTRY;
-use crate::types::{ArbiterId, DiskState, Generation, Holders, MirrorId, ReplicaId, Role};
+use crate::types::{ArbiterId, Digest, DiskState, Generation, Holders, MirrorId, ReplicaId, Role};
 use zerocopy::byteorder::little_endian::{U16, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -363,6 +363,21 @@ impl Goodbye {
 }
 
 /// Longest free text sent to the peer and accepted from it, in bytes.
+/// The payload of a `Digests` frame: 16 bytes for each block, little-endian.
+pub fn digest_bytes(digests: &[Digest]) -> Vec<u8> {
+    digests
+        .iter()
+        .flat_map(|digest| digest.0.to_le_bytes())
+        .collect()
+}
+
+/// Reads the payload of a `Digests` frame; `None` if it is not made of digests.
+pub fn digests_from(bytes: &[u8]) -> Option<Vec<Digest>> {
+    let (digests, rest) = bytes.as_chunks::<16>();
+    let read = |digest: &[u8; 16]| Digest(u128::from_le_bytes(*digest));
+    rest.is_empty().then(|| digests.iter().map(read).collect())
+}
+
 const MAX_TEXT: usize = 512;
 
 /// Free text as it is sent.

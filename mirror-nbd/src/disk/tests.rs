@@ -10,6 +10,7 @@ on_every_backend!(
     what_failed_to_make_durable_is_not_tried_again,
     zeroes_by_every_way_and_leaves_the_neighbours,
     reads_with_a_checksum_and_gives_the_buffer_to_the_core,
+    digests_each_block,
     metadata_is_read_whole_or_not_at_all,
 );
 
@@ -165,6 +166,31 @@ fn reads_with_a_checksum_and_gives_the_buffer_to_the_core<B: Tested>() {
     assert_eq!(payload.crc, crc32fast::hash(&[0xaa; 4096]));
     assert!(!payload.zero);
     drop(bench.payloads.take_back(payload));
+    assert_eq!(bench.pool.in_use(), 0);
+}
+
+/// The two nodes may run on different machines: the values are those of the xxHash specification's
+/// XXH3_128bits with seed 0, as `xxhsum -H128` prints them.
+fn digests_each_block<B: Tested>() {
+    let mut bench = bench::<B>();
+    let range = ByteRange {
+        start: (3 << 20) - 4096,
+        end: (3 << 20) + 512,
+    };
+    bench.disk.digest(OpId(9), range, &mut bench.backend);
+    let Input::Digested {
+        op: OpId(9),
+        result: Ok(digests),
+    } = bench.next()
+    else {
+        panic!("not digested");
+    };
+    let expected = [
+        0x8663_b555_86e2_6bff_b7c7_ce22_ac58_ddb7,
+        0x3258_ca92_e0a0_0944_b298_7a9d_949e_807c,
+    ];
+    let expected = expected.map(Digest);
+    assert_eq!(digests, expected);
     assert_eq!(bench.pool.in_use(), 0);
 }
 

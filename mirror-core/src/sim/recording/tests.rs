@@ -1,4 +1,5 @@
 use super::super::faults::Crash;
+use super::super::verify::{VERIFY, VERIFY_AND_REPAIR, VERIFY_ON};
 use super::super::{record, replay};
 use super::*;
 use crate::node::boundary::{Command, PrimaryMode};
@@ -38,6 +39,10 @@ fn command() -> impl Strategy<Value = Command> {
         Just(Command::Invalidate),
         Just(Command::PauseResync),
         Just(Command::ResumeResync),
+        Just(VERIFY),
+        Just(VERIFY_AND_REPAIR),
+        Just(VERIFY_ON),
+        Just(Command::StopVerify),
         Just(Command::Down),
     ]
 }

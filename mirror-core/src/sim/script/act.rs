@@ -1,5 +1,6 @@
 //! What nodes ask of the world: carried out at once, and told.
 
+use super::disk::LEFTOVER;
 use super::parse::{Ask, Host, Part};
 use super::words::{listed, range, size};
 use super::world::{Coming, DiskOp, DiskWork, Parcel, WireBody, World, is_worth_telling};
@@ -8,7 +9,7 @@ use crate::meta::activity_log::Transaction;
 use crate::meta::superblock::Superblock;
 use crate::meta::{ACTIVITY_LOG_BLOCKS, META_BLOCK, SLOTS};
 use crate::node::boundary::{Action, Body, ConnectionId, DiskError, Input, OpId, Payload};
-use crate::sim::buffers::Checksum;
+use crate::sim::buffers::{Checksum, digests};
 use crate::sim::host::NAMES;
 use crate::types::{ByteRange, ReplicaId};
 use crate::wire::{FrameType, Header};
@@ -106,6 +107,10 @@ impl World {
                 let text = format!("disk read {}", range(at));
                 (op, DiskWork::Read { range: at, wanted }, Some(text))
             }
+            Action::Digest { op, range: at } => {
+                let text = format!("disk digests {}", range(at));
+                (op, DiskWork::Digest { range: at }, Some(text))
+            }
             Action::Write {
                 op,
                 offset,
@@ -202,9 +207,13 @@ impl World {
         debug_assert!(held.is_none() || !is_metadata);
         let input = if failed {
             self.tell(format!("{} disk: I/O error", NAMES[host]));
-            match is_metadata {
-                true => meta_done(op, Err(DiskError::Io)),
-                false => disk_done(op, Err(DiskError::Io)),
+            match what {
+                DiskWork::Digest { .. } => Input::Digested {
+                    op,
+                    result: Err(DiskError::Io),
+                },
+                _ if is_metadata => meta_done(op, Err(DiskError::Io)),
+                _ => disk_done(op, Err(DiskError::Io)),
             }
         } else {
             self.take_effect(host, op, what)
@@ -223,6 +232,10 @@ impl World {
                     .map(|process| process.buffers.give(stamps.into(), wanted));
                 disk_done(op, Ok(payload))
             }
+            DiskWork::Digest { range } => Input::Digested {
+                op,
+                result: Ok(digests(&machine.disk.read(range))),
+            },
             DiskWork::Write { start, stamps, fua } => {
                 machine.disk.write(start, stamps, fua);
                 disk_done(op, Ok(None))
@@ -240,6 +253,13 @@ impl World {
                 meta_done(op, Ok(Vec::new()))
             }
         }
+    }
+
+    /// What is on a disk changes at rest; only a verify can notice.
+    pub fn rot(&mut self, host: Host, range: ByteRange) {
+        let leftovers = vec![LEFTOVER; (range.len() / SECTOR) as usize];
+        self.machines[host].disk.write(range.start, leftovers, true);
+        self.rotten.push(range);
     }
 
     fn send(&mut self, host: Host, connection: ConnectionId, header: Header, body: Body) {

@@ -116,7 +116,7 @@ impl World {
             }
             end = end.min(status.size_bytes);
         }
-        let differing = self.differing(end);
+        let differing = self.differing_soundly(end);
         if !differing.is_empty() {
             let runs = runs(&differing);
             self.violate(format!("both are UpToDate and clean, and differ in {runs}"));
@@ -125,6 +125,16 @@ impl World {
 
     fn differing(&self, end: u64) -> Vec<u64> {
         self.machines[0].disk.differing(&self.machines[1].disk, end)
+    }
+
+    /// Sectors that differ, but for what a script has changed at rest.
+    fn differing_soundly(&self, end: u64) -> Vec<u64> {
+        let mut found = self.differing(end);
+        found.retain(|sector| {
+            let sector = ByteRange::new(sector * SECTOR, SECTOR);
+            !self.rotten.iter().any(|range| range.overlaps(sector))
+        });
+        found
     }
 
     /// R6: what differs is covered by the durable marks of either side.
@@ -142,7 +152,11 @@ impl World {
             let block = ByteRange::new(sector * SECTOR / BLOCK * BLOCK, BLOCK);
             !covered.iter().any(|range| range.overlaps(block))
         };
-        let naked: Vec<u64> = self.differing(end).into_iter().filter(naked).collect();
+        let naked: Vec<u64> = self
+            .differing_soundly(end)
+            .into_iter()
+            .filter(naked)
+            .collect();
         if !naked.is_empty() {
             let runs = runs(&naked);
             self.violate(format!("{runs} differs, and no durable mark covers it"));

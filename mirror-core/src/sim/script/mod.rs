@@ -150,6 +150,10 @@ fn happen(world: &mut World, command: &Command) -> Result<(), String> {
             Ok(())
         }
         Command::Disk(host, range) => world.disk_lines(*host, *range),
+        Command::Rot(host, range) => {
+            world.rot(*host, *range);
+            Ok(())
+        }
         Command::Arbiter(step) => world.arbiter_step(step),
         Command::Expect(expectation) => world.expect(expectation),
     }

@@ -3,6 +3,7 @@
 use super::cells::{Facts, facts};
 use crate::limits::SECTOR;
 use crate::node::boundary::{self, PrimaryMode};
+use crate::sim::verify::{VERIFY, VERIFY_AND_REPAIR, VERIFY_ON};
 use crate::types::ByteRange;
 use std::fmt;
 use std::time::Duration;
@@ -200,6 +201,8 @@ pub(super) enum Command {
     Pass(Duration),
     Status,
     Disk(Host, ByteRange),
+    /// What is on a disk changes at rest.
+    Rot(Host, ByteRange),
     Arbiter(ArbiterStep),
     Expect(Expectation),
     Cells(Vec<[Facts; 2]>),
@@ -306,6 +309,7 @@ fn command(text: &str) -> Result<Command, String> {
         "pass" => Command::Pass(words.span()?),
         "status" => Command::Status,
         "disk" => Command::Disk(words.host()?, words.range()?),
+        "rot" => Command::Rot(words.host()?, words.range()?),
         "arbiter" => Command::Arbiter(arbiter(&mut words)?),
         "expect" => Command::Expect(expectation(&mut words)?),
         verb => operator(verb, &mut words)?,
@@ -397,12 +401,19 @@ fn operator(verb: &str, words: &mut Words<'_>) -> Result<Command, String> {
         "invalidate" => Invalidate,
         "pause-resync" => PauseResync,
         "resume-resync" => ResumeResync,
+        "verify" => match words.option() {
+            None => VERIFY,
+            Some("--repair") => VERIFY_AND_REPAIR,
+            Some("--resume") => VERIFY_ON,
+            Some("--stop") => StopVerify,
+            Some(other) => return Err(format!("no way to verify: `{other}`")),
+        },
         _ => Down,
     };
     Ok(Command::Operator(host, what))
 }
 
-const OPERATOR_VERBS: [&str; 8] = [
+const OPERATOR_VERBS: [&str; 9] = [
     "primary",
     "secondary",
     "connect",
@@ -410,6 +421,7 @@ const OPERATOR_VERBS: [&str; 8] = [
     "invalidate",
     "pause-resync",
     "resume-resync",
+    "verify",
     "down",
 ];
 

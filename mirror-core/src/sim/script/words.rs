@@ -91,6 +91,7 @@ impl Names {
         match kind {
             FrameType::Write | FrameType::Zero => format!("{kind:?} {label} {extent}{tag}{fua}"),
             FrameType::SyncWrite | FrameType::SyncZero => format!("{kind:?} {extent}{tag} {label}"),
+            FrameType::Digest => format!("{kind:?} {extent}{tag}"),
             FrameType::Flush | FrameType::Done => format!("{kind:?} {label}{tag}"),
             FrameType::Hello => format!("Hello {}", self.hello(from, bytes)),
             FrameType::Verdict => format!("Verdict {}", verdict(bytes)),

@@ -54,6 +54,9 @@ pub(super) enum DiskWork {
         range: ByteRange,
         wanted: Checksum,
     },
+    Digest {
+        range: ByteRange,
+    },
     Write {
         start: u64,
         stamps: Vec<u64>,
@@ -75,7 +78,7 @@ pub(super) enum DiskWork {
 impl DiskWork {
     pub fn part(&self) -> Part {
         match self {
-            DiskWork::Read { .. } => Part::Reads,
+            DiskWork::Read { .. } | DiskWork::Digest { .. } => Part::Reads,
             DiskWork::Write { .. } => Part::Writes,
             DiskWork::Flush { .. } => Part::Flushes,
             DiskWork::MetaRead { .. } | DiskWork::MetaWrite { .. } => Part::Metadata,
@@ -189,6 +192,8 @@ pub(super) struct World {
     block_began: Time,
     told_at: Time,
     pub violations: Vec<String>,
+    /// What was changed on a disk at rest.
+    pub rotten: Vec<ByteRange>,
 }
 
 impl World {
@@ -215,6 +220,7 @@ impl World {
             block_began: Time(1),
             told_at: Time(1),
             violations: Vec::new(),
+            rotten: Vec::new(),
         };
         for host in [0, 1] {
             world.start(host)?;

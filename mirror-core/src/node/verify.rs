@@ -1,0 +1,519 @@
+//! Comparing the two replicas, block by block, while guests work (`kagami verify`).
+//!
+//! Two replicas that are in sync are equal, unless a disk has changed what was written on it, or a
+//! bug here has. The node that was asked drives: each piece of the device takes its range like a
+//! guest's write would, so that nothing changes in it on either disk, and both nodes read it and
+//! compute a digest of every block. What differs is marked dirty at once (R6). In the end, if
+//! anything did, this node becomes the sole holder, which takes the peer out of UpToDate durably,
+//! and the two part: an operator says whose blocks are the right ones, or has said so before
+//! (`--repair`), and then the peer becomes the target of a resync.
+//!
+//! A lost link or a change of role of this node does not end a verify; it goes on when the two are
+//! in sync again.
+
+use super::Node;
+use super::boundary::{Action, CommandId, ConnectionId, DiskError, Severity};
+use super::link::{Mode, PeerTag};
+use super::operation::Purpose;
+use super::ordering::Claimant;
+use super::resync::Progress;
+use super::transition::{AfterShrink, Kind};
+use crate::control::{VerifyState, VerifyStatus};
+use crate::error::ErrorId;
+use crate::limits::{BLOCK, MAX_SHOWN_RANGES, RESYNC_CHUNK};
+use crate::types::{ByteRange, Digest, DiskState, Role, Time};
+use crate::wire::message::{digest_bytes, digests_from};
+use crate::wire::{FrameType, Header};
+
+/// A comparison of the replicas: under way, or the last one.
+#[derive(Debug)]
+pub(super) struct Verify {
+    state: VerifyState,
+    /// Why it was stopped.
+    cause: String,
+    /// Whether the peer's copy of what differs is to be made equal to this one's.
+    repair: bool,
+    /// Where the next piece begins.
+    cursor: u64,
+    pieces: Vec<Piece>,
+    progress: Progress,
+    found: Differences,
+}
+
+/// A piece of the device that is being compared.
+#[derive(Debug)]
+struct Piece {
+    serial: u32,
+    range: ByteRange,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    AwaitingRange,
+    /// Both disks are being read.
+    Reading {
+        since: Time,
+        here: Option<Vec<Digest>>,
+        there: Option<Vec<Digest>>,
+    },
+}
+
+/// What a verify found to differ.
+#[derive(Debug, Default)]
+struct Differences {
+    bytes: u64,
+    /// The first ranges of them in the order found, neighbours joined.
+    ranges: Vec<ByteRange>,
+}
+
+impl Differences {
+    fn add(&mut self, block: ByteRange) {
+        self.bytes += block.len();
+        let room = self.ranges.len() < MAX_SHOWN_RANGES;
+        match self.ranges.last_mut() {
+            Some(last) if last.end == block.start => last.end = block.end,
+            _ if room => self.ranges.push(block),
+            _ => {}
+        }
+    }
+}
+
+impl Verify {
+    fn new(now: Time, size: u64, repair: bool) -> Verify {
+        Verify {
+            state: VerifyState::Running,
+            cause: String::new(),
+            repair,
+            cursor: 0,
+            pieces: Vec::new(),
+            progress: Progress::new(now, size),
+            found: Differences::default(),
+        }
+    }
+
+    fn is_running(&self) -> bool {
+        self.state == VerifyState::Running
+    }
+
+    fn piece(&mut self, serial: u32) -> Option<&mut Piece> {
+        self.pieces.iter_mut().find(|piece| piece.serial == serial)
+    }
+
+    /// Takes out a piece that was read on both sides.
+    fn take_compared(&mut self, serial: u32) -> Option<(ByteRange, Vec<Digest>, Vec<Digest>)> {
+        let at = self
+            .pieces
+            .iter()
+            .position(|piece| piece.serial == serial)?;
+        if let Stage::Reading { here, there, .. } = &mut self.pieces[at].stage
+            && here.is_some()
+            && there.is_some()
+        {
+            let (here, there) = (here.take()?, there.take()?);
+            let piece = self.pieces.swap_remove(at);
+            return Some((piece.range, here, there));
+        }
+        None
+    }
+
+    /// As operators see it.
+    pub(super) fn status(&self, now: Time) -> VerifyStatus {
+        let Progress { total, done, .. } = self.progress;
+        let rate = self.progress.rate(now);
+        VerifyStatus {
+            state: self.state,
+            cause: self.cause.clone(),
+            repair: self.repair,
+            done_bytes: done,
+            total_bytes: total,
+            rate_bytes_per_second: rate,
+            eta_seconds: total.saturating_sub(done).checked_div(rate),
+            different_bytes: self.found.bytes,
+            ranges: self
+                .found
+                .ranges
+                .iter()
+                .map(|range| (range.start, range.len()))
+                .collect(),
+        }
+    }
+}
+
+impl Node {
+    /// An operator wants the replicas compared.
+    pub(super) fn verify_command(&mut self, command: CommandId, repair: bool, resume: bool) {
+        if let Err((id, text)) = self.may_begin_verify(repair) {
+            return self.refuse(command, id, &text);
+        }
+        match &mut self.verify {
+            Some(verify) if resume && verify.state == VerifyState::Stopped => {
+                verify.state = VerifyState::Running;
+                verify.repair = repair;
+                verify.cause.clear();
+            }
+            _ if resume => {
+                let text = "no verify was stopped here that could go on";
+                return self.refuse(command, ErrorId::NoVerify, text);
+            }
+            verify => *verify = Some(Verify::new(self.now, self.record.mirror_size, repair)),
+        }
+        self.event(Severity::Info, "verify begins".to_owned());
+        self.done(command, Vec::new());
+    }
+
+    fn may_begin_verify(&self, repair: bool) -> Result<(), (ErrorId, String)> {
+        let (peer, mirror) = (&self.config.peer, &self.config.mirror);
+        if self.verify.as_ref().is_some_and(Verify::is_running) {
+            let text = format!(
+                "a verify is under way; see `kagami status {mirror}`, or end it with `kagami \
+                 verify {mirror} --stop`"
+            );
+            return Err((ErrorId::Busy, text));
+        }
+        let session = self.link.session();
+        let Some(session) = session.filter(|session| matches!(session.mode, Mode::InSync)) else {
+            let text = format!(
+                "a verify compares two copies that are in sync, and these are not; see `kagami \
+                 status {mirror}`"
+            );
+            return Err((ErrorId::NotConnected, text));
+        };
+        if session.peer.role == Role::Primary {
+            let text = if repair {
+                format!(
+                    "{peer} is Primary and serves the copy that would be overwritten; run \
+                     `kagami secondary {mirror}` there first, or let {peer} be the source: \
+                     `kagami verify {mirror} --repair {peer}` there"
+                )
+            } else {
+                format!("{peer} is Primary; run `kagami verify {mirror}` there")
+            };
+            return Err((ErrorId::PeerIsPrimary, text));
+        }
+        Ok(())
+    }
+
+    /// An operator has enough of it.
+    pub(super) fn stop_verify_command(&mut self, command: CommandId) {
+        if self.verify.as_ref().is_some_and(Verify::is_running) {
+            self.stop_verify("stopped by an operator");
+            self.done(command, Vec::new());
+        } else {
+            self.refuse(command, ErrorId::NoVerify, "no verify is under way");
+        }
+    }
+
+    /// Ends a verify before its end; an operator may let it go on.
+    pub(super) fn stop_verify(&mut self, cause: &str) {
+        self.abandon_pieces();
+        if let Some(verify) = self.verify.as_mut().filter(|verify| verify.is_running()) {
+            verify.state = VerifyState::Stopped;
+            cause.clone_into(&mut verify.cause);
+            self.event(Severity::Warning, format!("verify stopped: {cause}"));
+        }
+    }
+
+    /// Gives the ranges of all pieces back; a verify that goes on takes them again.
+    pub(super) fn abandon_pieces(&mut self) {
+        let Some(verify) = &mut self.verify else {
+            return;
+        };
+        let pieces = std::mem::take(&mut verify.pieces);
+        let first = pieces.iter().map(|piece| piece.range.start).min();
+        verify.cursor = verify.cursor.min(first.unwrap_or(u64::MAX));
+        // What was compared behind the first of them is compared again.
+        verify.progress.done = verify.progress.done.min(verify.cursor);
+        for piece in pieces {
+            match piece.stage {
+                Stage::AwaitingRange => self.withdraw_claim(Claimant::Piece(piece.serial)),
+                Stage::Reading { .. } => self.release_range(piece.range),
+            }
+        }
+    }
+
+    /// Keeps a verify going, and ends it.
+    pub(super) fn pump_verify(&mut self) {
+        if !self.verify.as_ref().is_some_and(Verify::is_running) {
+            return;
+        }
+        let peer_serves = self
+            .link
+            .session()
+            .is_some_and(|session| session.peer.role == Role::Primary);
+        if peer_serves {
+            let cause = format!("{} became Primary", self.config.peer);
+            return self.stop_verify(&cause);
+        }
+        while self.start_piece() {}
+        let through = self.verify.as_ref().is_some_and(|verify| {
+            verify.pieces.is_empty() && verify.cursor >= self.record.mirror_size
+        });
+        if through && self.may_compare() {
+            // Nothing is decided on marks that a crash would lose.
+            if self.bitmap_is_saved() {
+                self.conclude_verify();
+            } else {
+                self.save_bitmap();
+            }
+        }
+    }
+
+    /// Whether the replicas may be compared now. A change of role or record waits for nothing here,
+    /// and nothing here for it.
+    fn may_compare(&self) -> bool {
+        let in_sync = matches!(self.link.session().map(|s| &s.mode), Some(Mode::InSync));
+        in_sync && self.transition.is_idle() && self.records.is_settled()
+    }
+
+    /// Takes the next piece into the window. Returns whether there was room and one to take.
+    fn start_piece(&mut self) -> bool {
+        let (window, size) = (self.copy_window(), self.record.mirror_size);
+        if !self.may_compare() {
+            return false;
+        }
+        let Some(verify) = &mut self.verify else {
+            return false;
+        };
+        if verify.pieces.len() >= window || verify.cursor >= size {
+            return false;
+        }
+        let range = ByteRange {
+            start: verify.cursor,
+            end: size.min(verify.cursor + RESYNC_CHUNK),
+        };
+        self.chunk_serial = self.chunk_serial.wrapping_add(1);
+        let serial = self.chunk_serial;
+        verify.cursor = range.end;
+        verify.pieces.push(Piece {
+            serial,
+            range,
+            stage: Stage::AwaitingRange,
+        });
+        if self.locks.acquire(range, Claimant::Piece(serial)) {
+            self.piece_has_range(serial);
+        }
+        true
+    }
+
+    /// A piece's range is its own: read it on both sides.
+    pub(super) fn piece_has_range(&mut self, serial: u32) {
+        if !self.may_compare() {
+            return self.put_piece_back(serial);
+        }
+        let since = self.now;
+        let Some(piece) = self.verify.as_mut().and_then(|verify| verify.piece(serial)) else {
+            return;
+        };
+        piece.stage = Stage::Reading {
+            since,
+            here: None,
+            there: None,
+        };
+        let range = piece.range;
+        let op = self.ops.start(Purpose::Piece(serial));
+        self.out.push(Action::Digest { op, range });
+        let generation = self.record.generation.tag();
+        self.send(Header {
+            offset: range.start,
+            length: range.len() as u32,
+            ..Header::bare(
+                FrameType::Digest,
+                generation,
+                PeerTag::Piece(serial).encode(),
+            )
+        });
+    }
+
+    /// The record changed while a piece waited for its range: the peer would not know the generation
+    /// that this node speaks in. It is taken again later.
+    fn put_piece_back(&mut self, serial: u32) {
+        let Some(verify) = &mut self.verify else {
+            return;
+        };
+        if let Some(at) = verify.pieces.iter().position(|it| it.serial == serial) {
+            let range = verify.pieces.swap_remove(at).range;
+            verify.cursor = verify.cursor.min(range.start);
+            self.release_range(range);
+        }
+    }
+
+    /// Since when the peer has the oldest piece that it has not answered.
+    pub(super) fn oldest_piece_at_peer(&self) -> Option<Time> {
+        let asked = |piece: &Piece| match &piece.stage {
+            Stage::Reading {
+                since, there: None, ..
+            } => Some(*since),
+            _ => None,
+        };
+        self.verify.as_ref()?.pieces.iter().filter_map(asked).min()
+    }
+
+    /// This node's disk was read.
+    pub(super) fn piece_digested(&mut self, serial: u32, result: Result<Vec<Digest>, DiskError>) {
+        let Some(piece) = self.verify.as_mut().and_then(|verify| verify.piece(serial)) else {
+            return;
+        };
+        let range = piece.range;
+        let Ok(digests) = result else {
+            let cause = format!(
+                "the local disk cannot be read at {} (+{} bytes)",
+                range.start,
+                range.len()
+            );
+            return self.stop_verify(&cause);
+        };
+        if let Stage::Reading { here, .. } = &mut piece.stage {
+            *here = Some(digests);
+        }
+        self.compare(serial);
+    }
+
+    /// The peer has read its disk. Answers to what was given up meanwhile mean nothing.
+    pub(super) fn peer_digested(&mut self, serial: u32, bytes: &[u8]) {
+        let Some(piece) = self.verify.as_mut().and_then(|verify| verify.piece(serial)) else {
+            return;
+        };
+        let blocks = blocks_of(piece.range).count();
+        // No digests: it cannot be read there, which is as good as different.
+        let digests = match bytes.is_empty() {
+            true => Some(vec![Digest::UNREADABLE; blocks]),
+            false => digests_from(bytes).filter(|digests| digests.len() == blocks),
+        };
+        let Some(digests) = digests else {
+            return self.protocol_error("digests of another range");
+        };
+        match &mut piece.stage {
+            Stage::Reading { there, .. } if there.is_none() => *there = Some(digests),
+            _ => return self.protocol_error("digests that were not asked for"),
+        }
+        self.compare(serial);
+    }
+
+    fn compare(&mut self, serial: u32) {
+        let now = self.now;
+        let Some(verify) = &mut self.verify else {
+            return;
+        };
+        let Some((range, here, there)) = verify.take_compared(serial) else {
+            return;
+        };
+        verify.progress.advance(now, range.len());
+        let mut differs = false;
+        for (block, (ours, theirs)) in blocks_of(range).zip(here.iter().zip(&there)) {
+            if ours != theirs {
+                differs = true;
+                verify.found.add(block);
+                self.bitmap.mark(block);
+            }
+        }
+        if differs {
+            let text = format!(
+                "verify: {} differs within {} (+{} bytes)",
+                self.config.peer,
+                range.start,
+                range.len()
+            );
+            self.event(Severity::Error, text);
+            self.save_bitmap();
+        }
+        self.release_range(range);
+    }
+
+    fn conclude_verify(&mut self) {
+        let clean = self.bitmap.is_clean();
+        let Some(verify) = &mut self.verify else {
+            return;
+        };
+        verify.state = VerifyState::Complete;
+        let (found, repair) = (verify.found.bytes, verify.repair);
+        if found == 0 {
+            self.event(Severity::Info, "verify complete: no differences".to_owned());
+            return;
+        }
+        self.event(
+            Severity::Error,
+            format!("verify complete: {found} bytes differ"),
+        );
+        // A resync in between has made them equal already.
+        if !clean {
+            self.begin_transition(Kind::Shrink {
+                after: AfterShrink::Verified { repair },
+            });
+        }
+    }
+
+    /// Why the two parted that a verify found to differ.
+    pub(super) fn verdict_of_verify(&self) -> String {
+        let (peer, node) = (&self.config.peer, &self.config.node);
+        let found = self.verify.as_ref().map_or(0, |verify| verify.found.bytes);
+        format!(
+            "a verify found {found} bytes that differ, and connecting makes {peer}'s copy equal to \
+             {node}'s"
+        )
+    }
+
+    /// The peer compares: reads a piece of this disk.
+    pub(super) fn peer_asks_digests(&mut self, header: Header) {
+        if let Err(what) = self.check_digest_request(&header) {
+            return self.protocol_error(what);
+        }
+        let Some(connection) = self.link.connection() else {
+            return;
+        };
+        let range = ByteRange::new(header.offset, header.length.into());
+        let id = header.id;
+        let op = self.ops.start(Purpose::PeerPiece { connection, id });
+        self.out.push(Action::Digest { op, range });
+    }
+
+    fn check_digest_request(&self, header: &Header) -> Result<(), &'static str> {
+        let session = self.link.session();
+        let range = ByteRange::new(header.offset, header.length.into());
+        if !session.is_some_and(|session| matches!(session.mode, Mode::InSync)) {
+            Err("a comparison of replicas that are not in sync")
+        } else if header.generation != self.record.generation.tag() {
+            Err("a comparison in another generation")
+        } else if self.role == Role::Primary {
+            Err("a comparison that a Primary would have to drive")
+        } else if !range.start.is_multiple_of(BLOCK)
+            || range.is_empty()
+            || range.len() > RESYNC_CHUNK
+            || range.end > self.record.mirror_size
+        {
+            Err("a comparison out of range")
+        } else {
+            Ok(())
+        }
+    }
+
+    /// What the peer asked for was read here, or cannot be.
+    pub(super) fn answer_digests(
+        &mut self,
+        connection: ConnectionId,
+        id: u64,
+        result: Result<Vec<Digest>, DiskError>,
+    ) {
+        if self.link.connection() == Some(connection) {
+            let generation = self.record.generation.tag();
+            let bytes = digest_bytes(&result.unwrap_or_default());
+            self.send_control(Header::bare(FrameType::Digests, generation, id), bytes);
+        }
+    }
+
+    /// Whether a change of role must wait until an operator has dealt with what was found.
+    pub(super) fn has_found_differences(&self) -> bool {
+        let found = self.verify.as_ref().is_some_and(|it| it.found.bytes > 0);
+        found && !self.bitmap.is_clean() && self.disk == DiskState::UpToDate
+    }
+}
+
+/// The blocks that a range is made of; the last one may be shorter.
+fn blocks_of(range: ByteRange) -> impl Iterator<Item = ByteRange> {
+    (range.start..range.end)
+        .step_by(BLOCK as usize)
+        .map(move |start| ByteRange {
+            start,
+            end: range.end.min(start + BLOCK),
+        })
+}
