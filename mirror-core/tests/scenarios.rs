@@ -6,7 +6,7 @@
 
 use mirror_core::control::Direction;
 use mirror_core::error::ErrorId;
-use mirror_core::limits::{ACTIVITY_LOG_SLOTS, BLOCK};
+use mirror_core::limits::{ACTIVITY_LOG_SLOTS, BLOCK, RESYNC_WINDOW_IDLE};
 use mirror_core::meta::superblock::Superblock;
 use mirror_core::meta::{self, Layout, NewReplica};
 use mirror_core::node::boundary::*;
@@ -1218,4 +1218,34 @@ fn a_record_tells_what_the_register_names() {
     let again = world.record(B);
     assert_eq!(again.generation.counter, alone.generation.counter + 1);
     assert_eq!(again.registered, alone.generation);
+}
+
+/// R13: a question of a few bytes costs a read and a buffer, so only so many are answered at once.
+#[test]
+fn a_peer_compares_only_so_much_at_once() {
+    let mut world = World::in_sync(8 * MIB);
+    let connection = ConnectionId(world.hosts[B].connection.expect("a connection"));
+    for serial in 0..1000 {
+        let header = Header {
+            length: 4096,
+            ..Header::bare(FrameType::Digest, world.spoken, serial)
+        };
+        let body = Body::None;
+        let frame = Input::Frame {
+            connection,
+            header,
+            body,
+        };
+        // Its disk answers later.
+        world.feed(B, frame);
+        let connected = world.status(B).link == LinkState::Connected;
+        assert_eq!(
+            connected,
+            serial < 2 * RESYNC_WINDOW_IDLE as u64,
+            "{serial}"
+        );
+        if !connected {
+            return;
+        }
+    }
 }

@@ -587,6 +587,7 @@ impl Node {
         // There is nothing left to record it on.
         self.outdated_by = None;
         self.lose_link("the local disk failed", AfterLoss::StandAlone);
+        self.stop_verify("the local disk failed");
         self.refusal = Some(refusal);
     }
 

@@ -66,6 +66,8 @@ pub(super) struct Operations {
     free: Vec<u32>,
     /// Operations that write data for the peer.
     pub(super) peer_writes: usize,
+    /// Reads of pieces that the peer compares.
+    pub(super) peer_pieces: usize,
     /// Operations for guests, also for those that were answered with an error meanwhile.
     pub(super) guests: usize,
 }
@@ -103,6 +105,7 @@ impl Operations {
     fn count(&mut self, purpose: Purpose) -> Option<&mut usize> {
         match purpose {
             Purpose::Peer { .. } | Purpose::PeerFlush { .. } => Some(&mut self.peer_writes),
+            Purpose::PeerPiece { .. } => Some(&mut self.peer_pieces),
             Purpose::Guest(_) => Some(&mut self.guests),
             _ => None,
         }

@@ -20,10 +20,14 @@ use super::resync::Progress;
 use super::transition::{AfterShrink, Kind};
 use crate::control::{VerifyState, VerifyStatus};
 use crate::error::ErrorId;
-use crate::limits::{BLOCK, MAX_SHOWN_RANGES, RESYNC_CHUNK};
+use crate::limits::{BLOCK, MAX_SHOWN_RANGES, RESYNC_CHUNK, RESYNC_WINDOW_IDLE};
 use crate::types::{ByteRange, Digest, DiskState, Role, Time};
 use crate::wire::message::{digest_bytes, digests_from};
 use crate::wire::{FrameType, Header};
+
+/// Pieces of the peer that are read here at once at most: those of a connection, and those of the one
+/// before it that a slow disk still reads.
+const MOST_PEER_PIECES: usize = 2 * RESYNC_WINDOW_IDLE;
 
 /// A comparison of the replicas: under way, or the last one.
 #[derive(Debug)]
@@ -482,6 +486,8 @@ impl Node {
             || range.end > self.record.mirror_size
         {
             Err("a comparison out of range")
+        } else if self.ops.peer_pieces >= MOST_PEER_PIECES {
+            Err("more comparisons at once than one verify makes")
         } else {
             Ok(())
         }
