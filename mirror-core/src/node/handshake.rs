@@ -128,6 +128,14 @@ impl<'a> History<'a> {
         })
     }
 
+    /// The generations that `hello` could go back to by withdrawing some or all of its last ones.
+    fn reachable(hello: &Hello) -> &[Generation] {
+        match History::withdrawn(hello) {
+            Some(_) => &hello.ancestry[..=hello.unused_ancestors.into()],
+            None => &[],
+        }
+    }
+
     fn contains(self, generation: Generation) -> bool {
         self.ancestry.contains(&generation)
     }
@@ -300,7 +308,15 @@ fn diverged(me: &Hello, peer: &Hello, strangers: bool) -> Verdict {
     if mine.is_some() || theirs.is_some() {
         let mine_left = mine.unwrap_or(History::of(me));
         let theirs_left = theirs.unwrap_or(History::of(peer));
-        match mine_left.relation(theirs_left) {
+        // One may know that an unused generation was shared, where the other only knows that it is
+        // unused: the two go back no further than they must.
+        let meet = History::reachable(me);
+        let relation = if meet.iter().any(|it| History::reachable(peer).contains(it)) {
+            Relation::Equal
+        } else {
+            mine_left.relation(theirs_left)
+        };
+        match relation {
             Relation::Descends => return Verdict::Source { whole: strangers },
             Relation::Precedes => return Verdict::Target { whole: strangers },
             // Neither wrote anything. A Primary stays; else who stayed up, which may hold what the
