@@ -342,6 +342,9 @@ impl Cluster {
         };
         host.disk.fail(op.0);
         let purpose = process.operations.remove(&op);
+        if matches!(purpose, Some(Purpose::Digest)) {
+            self.doubts.note_unreadable();
+        }
         let input = match purpose {
             Some(Purpose::Metadata | Purpose::Superblock) => Input::MetaDone {
                 op,

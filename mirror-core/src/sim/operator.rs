@@ -7,7 +7,6 @@ use super::host::{Fitness, NAMES};
 use super::options::{Beginning, Scenario};
 use super::split_brain::SplitBrain;
 use super::stimulus::Stimulus;
-use super::verify::Doubts;
 use crate::control::CommandOutcome;
 use crate::error::Refusal;
 use crate::node::boundary::{Command, CommandId, Input, PrimaryMode};
@@ -216,7 +215,7 @@ impl Cluster {
     /// The storm is over: what follows depends on nothing that was drawn in it.
     pub fn calm(&mut self) {
         self.operator.rng = self.options.rng();
-        self.doubts = Doubts::new(&self.options);
+        self.doubts.forget_storm(&self.options);
         self.operator.heir = None;
         if self.options.scenario == Scenario::InsaneOperator {
             self.operator.split = SplitBrain::Begin;
