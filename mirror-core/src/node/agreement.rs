@@ -51,6 +51,7 @@ impl Node {
         let at_rest = self.transition.is_idle()
             && self.records.is_settled()
             && self.ops.peer_writes == 0
+            && !self.is_ending_verify()
             && self.outdated_by.is_none()
             && !self.awaits_settling();
         if !at_rest {

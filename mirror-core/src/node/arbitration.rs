@@ -386,6 +386,7 @@ impl Node {
                 self.config.peer
             ),
         };
+        self.verify_ended();
         self.refuse_kind(active.kind, ErrorId::RightDenied, &text);
         let Some(value) = value else { return };
         if !first {
@@ -457,7 +458,7 @@ impl Node {
             Some(Kind::PromoteAlone { .. }) => ARBITER_COMMAND_PATIENCE,
             // Guests wait for as long.
             Some(Kind::Shrink {
-                after: AfterShrink::Disconnect { .. },
+                after: AfterShrink::Disconnect { .. } | AfterShrink::Verified { .. },
             }) => self.config.stall_timeout,
             _ => Duration::MAX,
         };
@@ -502,6 +503,12 @@ impl Node {
         };
         self.drop_proposal();
         let text = "the arbiter does not answer; see `kagami status`, and try again";
+        if let Kind::Shrink {
+            after: AfterShrink::Verified { .. },
+        } = active.kind
+        {
+            self.verify_without_right(text);
+        }
         self.refuse_kind(active.kind, ErrorId::ArbiterUnreachable, text);
     }
 

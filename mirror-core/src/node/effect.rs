@@ -265,6 +265,7 @@ impl Node {
                 self.done(command, Vec::new());
             }
             AfterShrink::Verified { repair } => {
+                self.verify_ended();
                 let goodbye = Goodbye {
                     outdated_by: Some(generation),
                     reason: "a verify found that the copies differ".into(),

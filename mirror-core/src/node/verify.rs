@@ -3,10 +3,10 @@
 //! Two replicas that are in sync are equal, unless a disk has changed what was written on it, or a
 //! bug here has. The node that was asked drives: each piece of the device takes its range like a
 //! guest's write would, so that nothing changes in it on either disk, and both nodes read it and
-//! compute a digest of every block. What differs is marked dirty at once (R6). In the end, if
-//! anything did, this node becomes the sole holder, which takes the peer out of UpToDate durably,
-//! and the two part: an operator says whose blocks are the right ones, or has said so before
-//! (`--repair`), and then the peer becomes the target of a resync.
+//! compute a digest of every block. In the end what differs is marked dirty, and this node becomes
+//! the sole holder, which takes the peer out of UpToDate durably, and the two part: an operator says
+//! whose blocks are the right ones, or has said so before (`--repair`), and then the peer becomes the
+//! target of a resync.
 //!
 //! A lost link or a change of role of this node does not end a verify; it goes on when the two are
 //! in sync again.
@@ -20,14 +20,19 @@ use super::resync::Progress;
 use super::transition::{AfterShrink, Kind};
 use crate::control::{VerifyState, VerifyStatus};
 use crate::error::ErrorId;
-use crate::limits::{BLOCK, MAX_SHOWN_RANGES, RESYNC_CHUNK, RESYNC_WINDOW_IDLE};
-use crate::types::{ByteRange, Digest, DiskState, Role, Time};
+use crate::limits::{BLOCK, MAX_SHOWN_RANGES, RESYNC_CHUNK, RESYNC_WINDOW_IDLE, SECTOR};
+use crate::meta::bitmap::Bitmap;
+use crate::types::{ByteRange, Digest, DiskState, Holders, Role, Time};
 use crate::wire::message::{digest_bytes, digests_from};
 use crate::wire::{FrameType, Header};
+use std::collections::BTreeSet;
 
 /// Pieces of the peer that are read here at once at most: those of a connection, and those of the one
 /// before it that a slow disk still reads.
-const MOST_PEER_PIECES: usize = 2 * RESYNC_WINDOW_IDLE;
+const MOST_PEER_PIECES: usize = 16 * RESYNC_WINDOW_IDLE;
+
+/// Blocks that are noted as different at most: beyond that a full copy is what is needed.
+const MOST_FOUND: usize = 1 << 16;
 
 /// A comparison of the replicas: under way, or the last one.
 #[derive(Debug)]
@@ -41,7 +46,11 @@ pub(super) struct Verify {
     cursor: u64,
     pieces: Vec<Piece>,
     progress: Progress,
-    found: Differences,
+    /// Blocks that differ. Only its end marks them: until then a lost link must not let the handshake
+    /// choose a side, and a resync overwrite the other.
+    found: BTreeSet<u64>,
+    /// It is over, and what was found is being acted upon.
+    ending: bool,
 }
 
 /// A piece of the device that is being compared.
@@ -63,26 +72,6 @@ enum Stage {
     },
 }
 
-/// What a verify found to differ.
-#[derive(Debug, Default)]
-struct Differences {
-    bytes: u64,
-    /// The first ranges of them in the order found, neighbours joined.
-    ranges: Vec<ByteRange>,
-}
-
-impl Differences {
-    fn add(&mut self, block: ByteRange) {
-        self.bytes += block.len();
-        let room = self.ranges.len() < MAX_SHOWN_RANGES;
-        match self.ranges.last_mut() {
-            Some(last) if last.end == block.start => last.end = block.end,
-            _ if room => self.ranges.push(block),
-            _ => {}
-        }
-    }
-}
-
 impl Verify {
     fn new(now: Time, size: u64, repair: bool) -> Verify {
         Verify {
@@ -92,7 +81,8 @@ impl Verify {
             cursor: 0,
             pieces: Vec::new(),
             progress: Progress::new(now, size),
-            found: Differences::default(),
+            found: BTreeSet::new(),
+            ending: false,
         }
     }
 
@@ -121,25 +111,38 @@ impl Verify {
         None
     }
 
+    /// The first ranges of what was found, as (offset, length).
+    fn ranges(&self) -> Vec<(u64, u64)> {
+        let mut ranges: Vec<(u64, u64)> = Vec::new();
+        for block in &self.found {
+            let start = block * BLOCK;
+            let full = ranges.len() == MAX_SHOWN_RANGES;
+            match ranges.last_mut() {
+                Some((first, length)) if *first + *length == start => *length += BLOCK,
+                _ if full => break,
+                _ => ranges.push((start, BLOCK)),
+            }
+        }
+        ranges
+    }
+
     /// As operators see it.
     pub(super) fn status(&self, now: Time) -> VerifyStatus {
         let Progress { total, done, .. } = self.progress;
         let rate = self.progress.rate(now);
         VerifyStatus {
-            state: self.state,
+            state: match self.ending {
+                true => VerifyState::Running,
+                false => self.state,
+            },
             cause: self.cause.clone(),
             repair: self.repair,
             done_bytes: done,
             total_bytes: total,
             rate_bytes_per_second: rate,
             eta_seconds: total.saturating_sub(done).checked_div(rate),
-            different_bytes: self.found.bytes,
-            ranges: self
-                .found
-                .ranges
-                .iter()
-                .map(|range| (range.start, range.len()))
-                .collect(),
+            different_bytes: self.found.len() as u64 * BLOCK,
+            ranges: self.ranges(),
         }
     }
 }
@@ -153,7 +156,7 @@ impl Node {
         match &mut self.verify {
             Some(verify) if resume && verify.state == VerifyState::Stopped => {
                 verify.state = VerifyState::Running;
-                verify.repair = repair;
+                verify.repair |= repair;
                 verify.cause.clear();
             }
             _ if resume => {
@@ -214,6 +217,7 @@ impl Node {
         if let Some(verify) = self.verify.as_mut().filter(|verify| verify.is_running()) {
             verify.state = VerifyState::Stopped;
             cause.clone_into(&mut verify.cause);
+            verify.ending = !verify.found.is_empty();
             self.event(Severity::Warning, format!("verify stopped: {cause}"));
         }
     }
@@ -238,6 +242,7 @@ impl Node {
 
     /// Keeps a verify going, and ends it.
     pub(super) fn pump_verify(&mut self) {
+        self.act_on_findings();
         if !self.verify.as_ref().is_some_and(Verify::is_running) {
             return;
         }
@@ -254,12 +259,8 @@ impl Node {
             verify.pieces.is_empty() && verify.cursor >= self.record.mirror_size
         });
         if through && self.may_compare() {
-            // Nothing is decided on marks that a crash would lose.
-            if self.bitmap_is_saved() {
-                self.conclude_verify();
-            } else {
-                self.save_bitmap();
-            }
+            self.conclude_verify();
+            self.act_on_findings();
         }
     }
 
@@ -406,11 +407,10 @@ impl Node {
         let mut differs = false;
         for (block, (ours, theirs)) in blocks_of(range).zip(here.iter().zip(&there)) {
             if ours != theirs {
-                differs = true;
-                verify.found.add(block);
-                self.bitmap.mark(block);
+                differs |= verify.found.insert(block.start / BLOCK);
             }
         }
+        let too_many = verify.found.len() > MOST_FOUND;
         if differs {
             let text = format!(
                 "verify: {} differs within {} (+{} bytes)",
@@ -419,38 +419,89 @@ impl Node {
                 range.len()
             );
             self.event(Severity::Error, text);
-            self.save_bitmap();
         }
         self.release_range(range);
+        if too_many {
+            self.stop_verify(
+                "more differs than can be noted; `kagami invalidate` copies everything",
+            );
+        }
     }
 
     fn conclude_verify(&mut self) {
-        let clean = self.bitmap.is_clean();
         let Some(verify) = &mut self.verify else {
             return;
         };
         verify.state = VerifyState::Complete;
-        let (found, repair) = (verify.found.bytes, verify.repair);
+        verify.ending = !verify.found.is_empty();
+        let found = verify.found.len() as u64 * BLOCK;
         if found == 0 {
             self.event(Severity::Info, "verify complete: no differences".to_owned());
+        } else {
+            let text = format!("verify complete: {found} bytes differ");
+            self.event(Severity::Error, text);
+        }
+    }
+
+    /// Marks what was found, and then becomes the sole holder: only from then on is it certain which
+    /// way it will be copied. No handshake begins meanwhile.
+    fn act_on_findings(&mut self) {
+        if !self.is_ending_verify() || !self.transition.is_idle() || !self.records.is_settled() {
             return;
         }
-        self.event(
-            Severity::Error,
-            format!("verify complete: {found} bytes differ"),
-        );
-        // A resync in between has made them equal already.
-        if !clean {
-            self.begin_transition(Kind::Shrink {
-                after: AfterShrink::Verified { repair },
-            });
+        self.for_each_found(Bitmap::mark);
+        // Nothing is decided on marks that a crash would lose.
+        if !self.bitmap_is_saved() {
+            return self.save_bitmap();
+        }
+        let repair = self.verify.as_ref().is_some_and(|verify| verify.repair);
+        if self.record.holders == Holders::Both {
+            let after = AfterShrink::Verified { repair };
+            self.begin_transition(Kind::Shrink { after });
+        } else {
+            self.verify_ended();
+        }
+    }
+
+    fn for_each_found(&mut self, change: fn(&mut Bitmap, ByteRange)) {
+        let size = self.record.mirror_size;
+        for block in self.verify.iter().flat_map(|verify| &verify.found) {
+            let start = block * BLOCK;
+            let end = size.min(start + BLOCK);
+            change(&mut self.bitmap, ByteRange { start, end });
+        }
+    }
+
+    /// Whether what a verify has found is about to be acted upon.
+    pub(super) fn is_ending_verify(&self) -> bool {
+        let ending = self.verify.as_ref().is_some_and(|verify| verify.ending);
+        ending && self.disk == DiskState::UpToDate
+    }
+
+    /// What was found has been acted upon, or cannot be.
+    pub(super) fn verify_ended(&mut self) {
+        if let Some(verify) = &mut self.verify {
+            verify.ending = false;
+        }
+    }
+
+    /// The right to go on alone cannot be had: nothing is marked after all, and an operator may try
+    /// again.
+    pub(super) fn verify_without_right(&mut self, cause: &str) {
+        self.for_each_found(Bitmap::clear);
+        self.save_bitmap();
+        self.verify_ended();
+        if let Some(verify) = &mut self.verify {
+            verify.state = VerifyState::Stopped;
+            cause.clone_into(&mut verify.cause);
         }
     }
 
     /// Why the two parted that a verify found to differ.
     pub(super) fn verdict_of_verify(&self) -> String {
         let (peer, node) = (&self.config.peer, &self.config.node);
-        let found = self.verify.as_ref().map_or(0, |verify| verify.found.bytes);
+        let found = self.verify.as_ref().map_or(0, |verify| verify.found.len());
+        let found = found as u64 * BLOCK;
         format!(
             "a verify found {found} bytes that differ, and connecting makes {peer}'s copy equal to \
              {node}'s"
@@ -483,6 +534,7 @@ impl Node {
         } else if !range.start.is_multiple_of(BLOCK)
             || range.is_empty()
             || range.len() > RESYNC_CHUNK
+            || !range.end.is_multiple_of(SECTOR)
             || range.end > self.record.mirror_size
         {
             Err("a comparison out of range")
@@ -509,8 +561,10 @@ impl Node {
 
     /// Whether a change of role must wait until an operator has dealt with what was found.
     pub(super) fn has_found_differences(&self) -> bool {
-        let found = self.verify.as_ref().is_some_and(|it| it.found.bytes > 0);
-        found && !self.bitmap.is_clean() && self.disk == DiskState::UpToDate
+        let open = |verify: &Verify| verify.ending || verify.state != VerifyState::Complete;
+        let verify = self.verify.as_ref().filter(|verify| open(verify));
+        verify.is_some_and(|verify| !verify.found.is_empty())
+            && self.record.holders == Holders::Both
     }
 }
 

@@ -362,7 +362,6 @@ impl Goodbye {
     }
 }
 
-/// Longest free text sent to the peer and accepted from it, in bytes.
 /// The payload of a `Digests` frame: 16 bytes for each block, little-endian.
 pub fn digest_bytes(digests: &[Digest]) -> Vec<u8> {
     digests
@@ -378,6 +377,7 @@ pub fn digests_from(bytes: &[u8]) -> Option<Vec<Digest>> {
     rest.is_empty().then(|| digests.iter().map(read).collect())
 }
 
+/// Longest free text sent to the peer and accepted from it, in bytes.
 const MAX_TEXT: usize = 512;
 
 /// Free text as it is sent.
