@@ -1230,14 +1230,8 @@ fn a_peer_compares_only_so_much_at_once() {
             length: 4096,
             ..Header::bare(FrameType::Digest, world.spoken, serial)
         };
-        let body = Body::None;
-        let frame = Input::Frame {
-            connection,
-            header,
-            body,
-        };
         // Its disk answers later.
-        world.feed(B, frame);
+        world.feed(B, control_frame(connection, header, Vec::new()));
         let connected = world.status(B).link == LinkState::Connected;
         assert_eq!(
             connected,

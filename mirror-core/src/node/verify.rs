@@ -27,8 +27,8 @@ use crate::wire::message::{digest_bytes, digests_from};
 use crate::wire::{FrameType, Header};
 use std::collections::BTreeSet;
 
-/// Pieces of the peer that are read here at once at most: those of a connection, and those of the one
-/// before it that a slow disk still reads.
+/// Pieces of the peer that are read here at once at most: those of its window, and what a slow disk
+/// still reads of windows that it gave up, by stopping a verify or with a connection.
 const MOST_PEER_PIECES: usize = 16 * RESYNC_WINDOW_IDLE;
 
 /// Blocks that are noted as different at most: beyond that a full copy is what is needed.
@@ -490,8 +490,8 @@ impl Node {
     pub(super) fn verify_without_right(&mut self, cause: &str) {
         self.for_each_found(Bitmap::clear);
         self.save_bitmap();
-        self.verify_ended();
         if let Some(verify) = &mut self.verify {
+            verify.ending = false;
             verify.state = VerifyState::Stopped;
             cause.clone_into(&mut verify.cause);
         }
