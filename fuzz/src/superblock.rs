@@ -5,10 +5,10 @@ use mirror_core::limits::MAX_ANCESTRY;
 use mirror_core::meta::superblock::{
     AsyncState, ParsedSlot, Proposal, SlotError, Superblock, Trust,
 };
-use mirror_core::meta::{META_BLOCK, describe, durable_dirty};
+use mirror_core::meta::{DurableMarks, META_BLOCK, describe};
 use mirror_core::node::MetadataPlace;
 use mirror_core::types::{
-    ArbiterId, BootId, Generation, GenerationId, Holders, MirrorId, ReplicaId,
+    ArbiterId, BootId, ByteRange, Generation, GenerationId, Holders, MirrorId, ReplicaId,
 };
 use std::convert::Infallible;
 
@@ -59,15 +59,16 @@ fn store(slots: &[Vec<u8>; 2], parsed: [Result<ParsedSlot, SlotError>; 2]) {
     };
     let size = layout.data_size;
     let described = describe(read, size, MetadataPlace::External);
-    let dirty = durable_dirty(read, size, MetadataPlace::External);
+    let marks = DurableMarks::read(read, size, MetadataPlace::External);
     assert_eq!(described.is_ok(), trusted.is_ok());
-    assert_eq!(dirty.is_ok(), trusted.is_ok());
+    assert_eq!(marks.is_ok(), trusted.is_ok());
     match &trusted {
         Ok(superblock) => {
             assert!(superblock.data_size <= layout.data_size);
             assert!(superblock.mirror_size <= superblock.data_size);
-            let dirty = dirty.expect("as trusted");
-            assert!(dirty.iter().all(|range| range.end <= layout.data_size));
+            let marks = marks.expect("as trusted");
+            let whole = ByteRange::new(0, superblock.data_size);
+            assert!(marks.covers(whole) || !superblock.all_dirty);
         }
         Err(error) => crate::assert_harmless(&error.to_string()),
     }

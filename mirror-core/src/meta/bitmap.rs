@@ -139,24 +139,21 @@ impl Bitmap {
             let n = (64 - low).min(end - bit);
             let mask = (u64::MAX >> (64 - n)) << low;
             let old = self.words[word];
-            let new = if set { old | mask } else { old & !mask };
-            if new != old {
-                let block = word / WORDS;
-                let changed = u64::from((new ^ old).count_ones());
-                self.words[word] = new;
-                if set {
-                    self.counts[block] += changed as u32;
-                    self.dirty += changed;
-                } else {
-                    self.counts[block] -= changed as u32;
-                    self.dirty -= changed;
-                }
-                if !self.unsaved[block] {
-                    self.unsaved[block] = true;
-                    self.unsaved_count += 1;
-                }
-            }
+            self.replace(word, if set { old | mask } else { old & !mask });
             bit += n;
+        }
+    }
+
+    fn replace(&mut self, word: usize, new: u64) {
+        let old = std::mem::replace(&mut self.words[word], new);
+        if new != old {
+            let block = word / WORDS;
+            self.counts[block] = self.counts[block] - old.count_ones() + new.count_ones();
+            self.dirty = self.dirty - u64::from(old.count_ones()) + u64::from(new.count_ones());
+            if !self.unsaved[block] {
+                self.unsaved[block] = true;
+                self.unsaved_count += 1;
+            }
         }
     }
 
@@ -164,6 +161,20 @@ impl Bitmap {
     pub fn is_dirty(&self, range: ByteRange) -> bool {
         let (first, end) = self.touched(range);
         self.next_bit(first).is_some_and(|bit| bit < end)
+    }
+
+    /// Whether every block that `range` touches is dirty, and there is one.
+    pub fn is_dirty_throughout(&self, range: ByteRange) -> bool {
+        let (mut bit, end) = self.touched(range);
+        let any = bit < end;
+        while bit < end {
+            let rest = self.words[(bit / 64) as usize] >> (bit % 64);
+            match rest.trailing_ones() {
+                0 => return false,
+                run => bit += u64::from(run),
+            }
+        }
+        any
     }
 
     fn next_bit(&self, from: u64) -> Option<u64> {
@@ -187,13 +198,19 @@ impl Bitmap {
     pub fn next_dirty(&self, from: u64, max_len: u64) -> Option<ByteRange> {
         let first = self.next_bit(from.div_ceil(BLOCK))?;
         let limit = self.bits.min(first + (max_len / BLOCK).max(1));
-        let mut end = first + 1;
-        while end < limit && self.words[(end / 64) as usize] >> (end % 64) & 1 == 1 {
-            end += 1;
+        let mut end = first;
+        while end < limit {
+            let rest = self.words[(end / 64) as usize] >> (end % 64);
+            let run = u64::from(rest.trailing_ones());
+            end += run;
+            // Further only if the run goes on to the end of its word.
+            if run == 0 || !end.is_multiple_of(64) {
+                break;
+            }
         }
         Some(ByteRange {
             start: first * BLOCK,
-            end: end * BLOCK,
+            end: end.min(limit) * BLOCK,
         })
     }
 
@@ -242,10 +259,11 @@ impl Bitmap {
 
     fn raw_bits(&self, index: u64) -> Vec<u8> {
         let first = index as usize * WORDS;
-        self.words[first..first + WORDS]
-            .iter()
-            .flat_map(|word| word.to_le_bytes())
-            .collect()
+        let mut bits = Vec::with_capacity(BITS_LEN);
+        for word in &self.words[first..first + WORDS] {
+            bits.extend_from_slice(&word.to_le_bytes());
+        }
+        bits
     }
 
     /// Adds the bits of metadata block `index`, as exported by another bitmap. Bits that do not
@@ -255,15 +273,18 @@ impl Bitmap {
         if index >= self.blocks() || bits.len() != BITS_LEN {
             return false;
         }
-        for (at, word) in bits.chunks_exact(8).enumerate() {
-            let mut word = u64::from_le_bytes(word.try_into().unwrap_or_default());
-            let first = index * BITS + at as u64 * 64;
-            while word != 0 {
-                let bit = first + u64::from(word.trailing_zeros());
-                let run = u64::from((word >> word.trailing_zeros()).trailing_ones());
-                self.change(bit, (bit + run).min(self.bits), true);
-                word &= word.checked_add(1 << word.trailing_zeros()).unwrap_or(0);
+        let first = index as usize * WORDS;
+        for (at, word) in (first..).zip(bits.chunks_exact(8)) {
+            let word = u64::from_le_bytes(word.try_into().unwrap_or_default());
+            if word == 0 {
+                continue;
             }
+            let exist = match self.bits.saturating_sub(at as u64 * 64) {
+                0 => break,
+                n if n < 64 => u64::MAX >> (64 - n),
+                _ => u64::MAX,
+            };
+            self.replace(at, self.words[at] | word & exist);
         }
         true
     }
@@ -394,6 +415,22 @@ mod tests {
         assert!(bitmap.is_dirty(ByteRange::new(0, 5 * BLOCK + 1)));
         assert_eq!(bitmap.next_dirty(2 * SPAN, u64::MAX), None);
         assert!(!bitmap.is_all_dirty());
+        bitmap.mark(ByteRange::new(100 * BLOCK, 100 * BLOCK));
+        let runs = [
+            (100, 100, true),
+            (128, 64, true),
+            (99, 2, false),
+            (199, 2, false),
+        ];
+        for (first, blocks, all) in runs {
+            let range = ByteRange::new(first * BLOCK, blocks * BLOCK);
+            assert_eq!(bitmap.is_dirty_throughout(range), all, "{range:?}");
+        }
+        assert!(!bitmap.is_dirty_throughout(ByteRange::new(2 * SPAN, BLOCK)));
+        let run = bitmap.next_dirty(100 * BLOCK, u64::MAX);
+        assert_eq!(run, Some(ByteRange::new(100 * BLOCK, 100 * BLOCK)));
+        let run = bitmap.next_dirty(100 * BLOCK, 70 * BLOCK);
+        assert_eq!(run, Some(ByteRange::new(100 * BLOCK, 70 * BLOCK)));
         bitmap.mark_all();
         assert!(bitmap.is_all_dirty());
     }

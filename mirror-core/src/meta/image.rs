@@ -4,9 +4,8 @@ use super::activity_log::Transaction;
 use super::bitmap::{self, BITS_LEN, Bitmap};
 use super::superblock::{SlotError, Superblock, TrustError};
 use super::{ACTIVITY_LOG_BLOCKS, Layout, LayoutError, META_BLOCK, SLOTS};
-use crate::limits::EXTENT;
 use crate::node::MetadataPlace;
-use crate::types::{ByteRange, ReplicaId};
+use crate::types::ReplicaId;
 use serde::Serialize;
 use thiserror::Error;
 
@@ -58,7 +57,7 @@ pub fn create(layout: &Layout, new: &NewReplica) -> impl Iterator<Item = (u64, V
 }
 
 /// Why metadata at rest cannot be read as a whole.
-#[derive(Debug, Error)]
+#[derive(Debug, Error, PartialEq, Eq)]
 pub enum ImageError<E> {
     /// The store could not be read.
     #[error(transparent)]
@@ -120,26 +119,25 @@ pub struct Description {
     pub damaged_bitmap_blocks: u64,
 }
 
-struct Image {
+/// Everything but the bitmap.
+pub(super) struct Head {
     layout: Layout,
     slots: [Result<u64, SlotError>; 2],
-    superblock: Superblock,
-    log: Option<Transaction>,
-    bitmap: Bitmap,
-    damaged: u64,
+    pub superblock: Superblock,
+    pub log: Option<Transaction>,
 }
 
-impl Image {
-    fn read<E>(
-        mut read: impl FnMut(u64, usize) -> Result<Vec<u8>, E>,
+impl Head {
+    pub fn read<E, B: AsRef<[u8]>>(
+        read: &mut impl FnMut(u64, usize) -> Result<B, E>,
         store_size: u64,
         place: MetadataPlace,
-    ) -> Result<Image, ImageError<E>> {
+    ) -> Result<Head, ImageError<E>> {
         let layout = Layout::new(store_size, place)?;
         let mut block = |offset| read(offset, META_BLOCK as usize).map_err(ImageError::Read);
         let slots = [
-            Superblock::parse(&block(layout.slot_offset(0))?),
-            Superblock::parse(&block(layout.slot_offset(1))?),
+            Superblock::parse(block(layout.slot_offset(0))?.as_ref()),
+            Superblock::parse(block(layout.slot_offset(1))?.as_ref()),
         ];
         let sequences = slots.each_ref().map(|slot| match slot {
             Ok(parsed) => Ok(parsed.untrusted().sequence),
@@ -149,21 +147,29 @@ impl Image {
         let ring = (0..ACTIVITY_LOG_BLOCKS)
             .map(|index| block(layout.activity_log_offset(index)))
             .collect::<Result<Vec<_>, _>>()?;
-        let log = Transaction::newest(ring.iter().map(|b| &b[..]), superblock.replica);
-        let mut bitmap = Bitmap::new(superblock.data_size);
-        let mut damaged = 0;
-        for index in 0..bitmap.blocks() {
-            let bytes = block(layout.bitmap_block_offset(index))?;
-            damaged += u64::from(!bitmap.load(index, &bytes, superblock.replica));
-        }
-        Ok(Image {
+        let log = Transaction::newest(ring.iter().map(AsRef::as_ref), superblock.replica);
+        Ok(Head {
             layout,
             slots: sequences,
             superblock,
             log,
-            bitmap,
-            damaged,
         })
+    }
+
+    /// The bitmap, and how many of its blocks do not verify.
+    pub fn read_bitmap<E, B: AsRef<[u8]>>(
+        &self,
+        read: &mut impl FnMut(u64, usize) -> Result<B, E>,
+    ) -> Result<(Bitmap, u64), ImageError<E>> {
+        let mut bitmap = Bitmap::new(self.superblock.data_size);
+        let mut damaged = 0;
+        for index in 0..bitmap.blocks() {
+            let offset = self.layout.bitmap_block_offset(index);
+            let bytes = read(offset, META_BLOCK as usize).map_err(ImageError::Read)?;
+            let verified = bitmap.load(index, bytes.as_ref(), self.superblock.replica);
+            damaged += u64::from(!verified);
+        }
+        Ok((bitmap, damaged))
     }
 }
 
@@ -174,18 +180,18 @@ impl Image {
 ///
 /// [`ImageError`]
 pub fn describe<E>(
-    read: impl FnMut(u64, usize) -> Result<Vec<u8>, E>,
+    mut read: impl FnMut(u64, usize) -> Result<Vec<u8>, E>,
     store_size: u64,
     place: MetadataPlace,
 ) -> Result<Description, ImageError<E>> {
-    let Image {
+    let head = Head::read(&mut read, store_size, place)?;
+    let (bitmap, damaged) = head.read_bitmap(&mut read)?;
+    let Head {
         slots,
         superblock,
         log,
-        bitmap,
-        damaged,
         ..
-    } = Image::read(read, store_size, place)?;
+    } = head;
     const RANGES_SHOWN: usize = 64;
     let mut dirty_ranges = Vec::new();
     let mut at = 0;
@@ -230,47 +236,11 @@ pub fn describe<E>(
     })
 }
 
-/// Every range in which, by its durable metadata alone, this replica may differ from its peer:
-/// bitmap, activity log and the all-dirty flag together (R6).
-///
-/// # Errors
-///
-/// [`ImageError`]
-pub fn durable_dirty<E>(
-    read: impl FnMut(u64, usize) -> Result<Vec<u8>, E>,
-    store_size: u64,
-    place: MetadataPlace,
-) -> Result<Vec<ByteRange>, ImageError<E>> {
-    let Image {
-        layout,
-        superblock,
-        log,
-        mut bitmap,
-        ..
-    } = Image::read(read, store_size, place)?;
-    match log {
-        Some(log) => {
-            for extent in log.extents {
-                bitmap.mark(ByteRange::new(u64::from(extent) * EXTENT, EXTENT));
-            }
-        }
-        None => bitmap.mark_all(),
-    }
-    if superblock.all_dirty {
-        bitmap.mark_all();
-    }
-    let mut ranges = Vec::new();
-    let mut at = 0;
-    while let Some(run) = bitmap.next_dirty(at, layout.data_size) {
-        ranges.push(run);
-        at = run.end;
-    }
-    Ok(ranges)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::meta::DurableMarks;
+    use crate::types::ByteRange;
     use std::convert::Infallible;
 
     fn created(place: MetadataPlace) -> (Vec<u8>, u64) {
@@ -303,8 +273,8 @@ mod tests {
             assert_eq!(text.holders, "Nobody");
             assert_eq!(text.active_extents, Some(vec![]));
             assert_eq!((text.dirty_bytes, text.damaged_bitmap_blocks), (0, 0));
-            let dirty = durable_dirty(read, size, place).unwrap();
-            assert_eq!(dirty.iter().map(|r| r.len()).sum::<u64>(), text.data_size);
+            let marks = DurableMarks::read(read, size, place).unwrap();
+            assert!(marks.covers(ByteRange::new(0, text.data_size)));
         }
     }
 

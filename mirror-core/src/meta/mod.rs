@@ -14,9 +14,11 @@
 pub mod activity_log;
 pub mod bitmap;
 mod image;
+mod marks;
 pub mod superblock;
 
-pub use image::{Description, ImageError, NewReplica, create, describe, durable_dirty};
+pub use image::{Description, ImageError, NewReplica, create, describe};
+pub use marks::DurableMarks;
 
 use crate::limits::{MAX_DATA_SIZE, MIN_DATA_SIZE};
 use crate::node::MetadataPlace;

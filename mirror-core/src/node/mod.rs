@@ -40,6 +40,8 @@ mod timer;
 mod transition;
 mod verify;
 
+pub use status::Standing;
+
 use crate::error::{ErrorId, Refusal};
 use crate::meta::Layout;
 use crate::meta::activity_log::Transaction;

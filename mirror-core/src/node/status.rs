@@ -4,7 +4,7 @@ use super::Node;
 use super::link::Mode;
 use super::request_table::Kind;
 use crate::control::{Arbitration, Counters, Direction, MirrorStatus, ResyncStatus};
-use crate::types::{DiskState, Holders, Role, Time};
+use crate::types::{DiskState, Holders, LinkState, Role, Time};
 
 /// Running totals of completed guest requests and resyncs.
 #[derive(Debug, Default)]
@@ -33,20 +33,93 @@ impl Totals {
     }
 }
 
+/// What a node says of itself and its peer, in the core's own terms: what decisions are made by,
+/// where [`MirrorStatus`] is for people.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Standing {
+    /// Its role.
+    pub role: Role,
+    /// Its peer's, as it was last heard.
+    pub peer_role: Role,
+    /// Its replica.
+    pub disk: DiskState,
+    /// Its peer's replica, as it was last heard.
+    pub peer_disk: DiskState,
+    /// Its link.
+    pub link: LinkState,
+    /// Who holds everything that was acknowledged, by its record.
+    pub holders: Holders,
+    /// Whether an arbiter is asked.
+    pub arbitration: Arbitration,
+    /// Bytes of blocks that may differ.
+    pub dirty_bytes: u64,
+    /// Its side of a resync that is under way.
+    pub resync: Option<Direction>,
+    /// An operator, on this node or its peer, holds resyncs back.
+    pub resync_is_held: bool,
+}
+
+impl Standing {
+    /// Whether its record names the node itself as a holder.
+    pub fn is_holder(&self) -> bool {
+        self.holders == Holders::Both || self.is_sole_holder()
+    }
+
+    /// Whether its record names the node itself and nobody else; until a widening takes effect that
+    /// is so.
+    pub fn is_sole_holder(&self) -> bool {
+        matches!(self.holders, Holders::Sole | Holders::Widening)
+    }
+
+    /// Whether it takes its replica and its peer's for equal.
+    pub fn is_in_sync(&self) -> bool {
+        self.link == LinkState::Connected
+            && self.disk == DiskState::UpToDate
+            && self.peer_disk == DiskState::UpToDate
+            && self.dirty_bytes == 0
+            && self.resync.is_none()
+    }
+}
+
 impl Node {
-    /// What `kagami status` shows of it, but for what only the driver counts.
-    pub fn status(&self, now: Time) -> MirrorStatus {
+    /// Where it stands now.
+    pub fn standing(&self) -> Standing {
         let session = self.link.session();
-        let (me, peer) = (self.config.node.clone(), self.config.peer.clone());
-        MirrorStatus {
-            name: self.config.mirror.clone(),
+        Standing {
             role: self.role,
             peer_role: session.map_or(Role::Unknown, |session| session.peer.role),
             disk: self.disk,
             peer_disk: session.map_or(DiskState::Unknown, |session| session.peer.disk),
             link: self.link.state(),
+            holders: self.record.holders,
+            arbitration: match (self.is_arbitrated(), self.is_asking()) {
+                (false, _) => Arbitration::Unarbitrated,
+                (true, false) => Arbitration::Arbitrated,
+                (true, true) => Arbitration::Asking,
+            },
+            dirty_bytes: self.bitmap.dirty_bytes(),
+            resync: session.and_then(|session| match session.mode {
+                Mode::Source(_) => Some(Direction::Source),
+                Mode::Target(_) => Some(Direction::Target),
+                Mode::Idle(_) | Mode::InSync => None,
+            }),
+            resync_is_held: self.resync_is_held(),
+        }
+    }
+
+    /// What `kagami status` shows of it, but for what only the driver counts.
+    pub fn status(&self, now: Time) -> MirrorStatus {
+        let standing = self.standing();
+        let (me, peer) = (self.config.node.clone(), self.config.peer.clone());
+        MirrorStatus {
+            name: self.config.mirror.clone(),
+            role: standing.role,
+            peer_role: standing.peer_role,
+            disk: standing.disk,
+            peer_disk: standing.peer_disk,
+            link: standing.link,
             generation: self.generation_in_words(),
-            holders: match self.record.holders {
+            holders: match standing.holders {
                 Holders::Nobody => Vec::new(),
                 Holders::Both => {
                     let mut both = vec![me, peer];
@@ -57,22 +130,23 @@ impl Node {
                 Holders::Sole | Holders::Widening => vec![me],
                 Holders::Peer => vec![peer],
             },
-            arbitration: match (self.is_arbitrated(), self.is_asking()) {
-                (false, _) => Arbitration::Unarbitrated,
-                (true, false) => Arbitration::Arbitrated,
-                (true, true) => Arbitration::Asking,
-            },
+            arbitration: standing.arbitration,
             size_bytes: self.record.mirror_size,
-            dirty_bytes: self.bitmap.dirty_bytes(),
+            dirty_bytes: standing.dirty_bytes,
             unsettled_bytes: self.log.unsettled_bytes(),
             resync: self.resync_status(now),
             verify: self.verify.as_ref().map(|verify| verify.status(now)),
             reasons: self.reasons(),
-            counters: Counters {
-                in_flight: self.requests.len() as u64,
-                resyncs: self.counters.resyncs,
-                ..self.counters.done
-            },
+            counters: self.totals(),
+        }
+    }
+
+    /// Running totals, and what is in flight.
+    pub fn totals(&self) -> Counters {
+        Counters {
+            in_flight: self.requests.len() as u64,
+            resyncs: self.counters.resyncs,
+            ..self.counters.done
         }
     }
 

@@ -12,7 +12,6 @@
 
 use super::ambush::Moment;
 use super::cluster::{Cluster, Event};
-use super::disk::Disk;
 use super::host::{Fitness, NAMES};
 use crate::node::boundary::{ArbiterAnswer, ArbiterRequest, AskId, Input};
 use crate::types::{ArbiterId, Register, ReplicaId, Time};
@@ -268,7 +267,7 @@ impl Cluster {
                 (true, false) => self.check_flushed_on(h),
                 (true, true) => Ok(()),
                 // Who is left behind had everything until now.
-                (false, true) if !self.custody.lost[h] => self.check_image(h, Disk::view),
+                (false, true) if !self.custody.lost[h] => self.check_image(h),
                 (false, _) => Ok(()),
             };
             if let Err(problem) = checked {

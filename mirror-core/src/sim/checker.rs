@@ -11,11 +11,13 @@
 //! The simulator judges itself by it, and so does the end-to-end story of power cuts on real
 //! files (`tests/tests/power_cut.rs`).
 
+use super::disk::Disk;
+use smallvec::SmallVec;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
 const NEVER: u64 = u64::MAX;
-const PAGE: u64 = 64;
+const PAGE: u64 = u64::BITS as u64;
 
 /// A point in the order in which the oracle heard of things.
 pub type Moment = u64;
@@ -33,9 +35,23 @@ struct Version {
     gone: bool,
 }
 
+/// What a sector holds or held; nothing as long as it was never asked about.
 #[derive(Clone, Default, Debug)]
 struct Sector {
-    versions: Vec<Version>,
+    /// Mostly there is one.
+    versions: SmallVec<[Version; 1]>,
+}
+
+/// Sectors that lie together.
+#[derive(Clone, Debug)]
+struct Page {
+    sectors: Vec<Sector>,
+    /// Which of them were ever asked to be written; a bit each.
+    written: u64,
+    /// When something was last heard of them.
+    heard: Moment,
+    /// For the disk of each machine: `heard` and its edition when every sector was last found allowed.
+    approved: [Option<(Moment, u64)>; 2],
 }
 
 /// Whether a write was to be durable when acknowledged.
@@ -52,7 +68,7 @@ pub enum Durability {
 pub struct Checker {
     sectors: u64,
     initial: Rc<dyn Fn(u64) -> u64>,
-    pages: Vec<Option<Vec<Sector>>>,
+    pages: Vec<Option<Box<Page>>>,
     clock: Moment,
     floor: Moment,
     reads: BTreeSet<Moment>,
@@ -101,9 +117,10 @@ impl Checker {
         stamps: impl Iterator<Item = u64>,
     ) -> Moment {
         let asked = self.tick();
-        for (index, stamp) in stamps.enumerate() {
-            let sector = self.sector(start + index as u64);
-            sector.versions.push(Version {
+        for (number, stamp) in (start..).zip(stamps) {
+            let (page, slot) = self.page(number);
+            page.written |= 1 << slot;
+            page.sectors[slot].versions.push(Version {
                 write,
                 stamp,
                 asked,
@@ -177,6 +194,9 @@ impl Checker {
         let now = self.tick();
         for (index, value) in values.iter().enumerate() {
             let number = start + index as u64;
+            if self.holds_only(number, *value) {
+                continue;
+            }
             self.sector(number)
                 .observe(asked, now, *value)
                 .map_err(|allowed| {
@@ -206,55 +226,76 @@ impl Checker {
     }
 
     /// Whether a durable image may hold this value in the sector, given the last flush.
-    pub fn durable_allowed(&mut self, number: u64, value: u64) -> Result<(), String> {
+    pub fn durable_allowed(&self, number: u64, value: u64) -> Result<(), String> {
         let floor = self.floor;
-        let sector = self.sector(number);
         let allowed = |v: &Version| v.superseded == NEVER || (!v.gone && v.superseded >= floor);
-        if sector
-            .versions
-            .iter()
-            .any(|v| v.stamp == value && allowed(v))
-        {
-            return Ok(());
-        }
-        let list: Vec<_> = sector.versions.iter().filter(|v| allowed(v)).collect();
-        Err(format!(
-            "{} is on stable storage in sector {number}; allowed are {}",
-            describe(value),
-            words(list.into_iter())
-        ))
+        self.allowed(number, value, allowed)
+            .map_err(|list| format!("on stable storage in sector {number}; allowed are {list}"))
+            .map_err(|rest| format!("{} is {rest}", describe(value)))
     }
 
     /// Whether an image that holds every acknowledged write may hold this value, flushed or not.
-    pub fn present_allowed(&mut self, number: u64, value: u64) -> Result<(), String> {
-        let sector = self.sector(number);
-        let current = |v: &&Version| v.superseded == NEVER;
-        if sector
-            .versions
-            .iter()
-            .filter(current)
-            .any(|v| v.stamp == value)
-        {
-            return Ok(());
+    pub fn present_allowed(&self, number: u64, value: u64) -> Result<(), String> {
+        self.allowed(number, value, |v| v.superseded == NEVER)
+            .map_err(|list| format!("in sector {number}; present are {list}"))
+            .map_err(|rest| format!("{} is {rest}", describe(value)))
+    }
+
+    /// Fails with the values that are allowed.
+    fn allowed(
+        &self,
+        number: u64,
+        value: u64,
+        allowed: impl Fn(&Version) -> bool,
+    ) -> Result<(), String> {
+        let known = self.look_up(number).map_or(&[][..], |s| &s.versions[..]);
+        if known.is_empty() {
+            let initial = (self.initial)(number);
+            return match value == initial {
+                true => Ok(()),
+                false => Err(describe(initial)),
+            };
         }
-        Err(format!(
-            "{} is in sector {number}; present are {}",
-            describe(value),
-            words(sector.versions.iter().filter(current))
-        ))
+        match known.iter().any(|v| v.stamp == value && allowed(v)) {
+            true => Ok(()),
+            false => Err(words(known.iter().filter(|v| allowed(v)))),
+        }
+    }
+
+    /// Whether the disk of a machine, as it is read, may hold what it does if it is to hold every
+    /// acknowledged write, flushed or not. What was found allowed is not looked at again until the disk
+    /// changes there or something is heard of it.
+    pub(super) fn disk_allowed(&mut self, machine: usize, disk: &Disk) -> Result<(), String> {
+        for at in 0..self.pages.len() {
+            let Some(page) = &self.pages[at] else {
+                continue;
+            };
+            let first = at as u64 * PAGE;
+            let state = Some((
+                page.heard,
+                disk.edition(first, PAGE.min(self.sectors - first)),
+            ));
+            if page.approved[machine] == state {
+                continue;
+            }
+            let sectors = (first..).zip(&page.sectors);
+            for (number, _) in sectors.filter(|(_, sector)| !sector.versions.is_empty()) {
+                self.present_allowed(number, disk.view(number))?;
+            }
+            if let Some(page) = &mut self.pages[at] {
+                page.approved[machine] = state;
+            }
+        }
+        Ok(())
     }
 
     /// The last copy that held everything lost power: what was not flushed may be undone.
     pub fn all_copies_lost_power(&mut self) {
         let now = self.tick();
         let floor = self.floor;
-        for version in self
-            .pages
-            .iter_mut()
-            .flatten()
-            .flatten()
-            .flat_map(|s| &mut s.versions)
-        {
+        // Nothing that was allowed is forbidden by that, so what was approved stays so.
+        let sectors = self.pages.iter_mut().flatten().flat_map(|p| &mut p.sectors);
+        for version in sectors.flat_map(|s| &mut s.versions) {
             if version.superseded != NEVER && !version.gone && version.superseded >= floor {
                 version.superseded = NEVER;
                 version.in_effect_by = now;
@@ -262,16 +303,17 @@ impl Checker {
         }
     }
 
-    /// Every sector that was ever asked about, in order.
+    /// Every sector that was ever asked to be written, in order.
     pub fn touched(&self) -> Vec<u64> {
-        let pages = self.pages.iter().enumerate();
-        pages
-            .flat_map(|(page, sectors)| {
-                let sectors = sectors.iter().flatten().enumerate();
-                let used = sectors.filter(|(_, s)| s.versions.iter().any(|v| v.asked > 0));
-                used.map(move |(index, _)| page as u64 * PAGE + index as u64)
-            })
-            .collect()
+        let mut found = Vec::new();
+        for (at, page) in self.pages.iter().enumerate() {
+            let mut written = page.as_ref().map_or(0, |page| page.written);
+            while written != 0 {
+                found.push(at as u64 * PAGE + u64::from(written.trailing_zeros()));
+                written &= written - 1;
+            }
+        }
+        found
     }
 
     fn tick(&mut self) -> Moment {
@@ -287,24 +329,51 @@ impl Checker {
         )
     }
 
+    fn look_up(&self, number: u64) -> Option<&Sector> {
+        let page = self.pages[(number / PAGE) as usize].as_ref()?;
+        Some(&page.sectors[(number % PAGE) as usize])
+    }
+
+    /// Whether the sector can hold nothing but this, and did for as long as anybody remembers.
+    fn holds_only(&self, number: u64, value: u64) -> bool {
+        match self.look_up(number).map_or(&[][..], |s| &s.versions[..]) {
+            [] => value == (self.initial)(number),
+            [only] => only.stamp == value && only.in_effect_by != NEVER && only.superseded == NEVER,
+            _ => false,
+        }
+    }
+
+    /// The sector, of which something is heard.
     fn sector(&mut self, number: u64) -> &mut Sector {
-        let page = number / PAGE;
-        let (initial, all) = (&self.initial, self.sectors);
-        let sectors = self.pages[page as usize].get_or_insert_with(|| {
-            (0..PAGE.min(all - page * PAGE))
-                .map(|index| Sector {
-                    versions: vec![Version {
-                        write: 0,
-                        stamp: initial(page * PAGE + index),
-                        asked: 0,
-                        in_effect_by: 0,
-                        superseded: NEVER,
-                        gone: false,
-                    }],
-                })
-                .collect()
+        let (page, slot) = self.page(number);
+        &mut page.sectors[slot]
+    }
+
+    /// The page of a sector of which something is heard, and the sector's place in it.
+    fn page(&mut self, number: u64) -> (&mut Page, usize) {
+        let most = self.sectors - number / PAGE * PAGE;
+        let page = self.pages[(number / PAGE) as usize].get_or_insert_with(|| {
+            Box::new(Page {
+                sectors: vec![Sector::default(); PAGE.min(most) as usize],
+                written: 0,
+                heard: 0,
+                approved: [None; 2],
+            })
         });
-        &mut sectors[(number % PAGE) as usize]
+        page.heard = self.clock;
+        let slot = (number % PAGE) as usize;
+        let versions = &mut page.sectors[slot].versions;
+        if versions.is_empty() {
+            versions.push(Version {
+                write: 0,
+                stamp: (self.initial)(number),
+                asked: 0,
+                in_effect_by: 0,
+                superseded: NEVER,
+                gone: false,
+            });
+        }
+        (page, slot)
     }
 }
 

@@ -5,6 +5,7 @@ use super::ambush::Ambush;
 use super::arbiter::{Arbiter, Asker, Message};
 use super::checker::Checker;
 use super::client::Client;
+use super::coverage::Coverage;
 use super::differences::Differences;
 use super::disk::Blank;
 use super::exhaustive::Enumerated;
@@ -135,6 +136,7 @@ pub(super) struct Cluster {
     /// In a split brain, the history of each side.
     pub apart: Option<[Checker; 2]>,
     pub custody: Custody,
+    pub coverage: Coverage,
     pub ambush: Ambush,
     pub trace: Trace,
     pub stats: Stats,
@@ -177,6 +179,7 @@ impl Cluster {
             checker: Checker::new(sectors, Box::new(move |sector| blank.sector(sector))),
             apart: None,
             custody: Custody::default(),
+            coverage: Coverage::default(),
             ambush: Ambush::new(fastrand::Rng::with_seed(options.seed ^ 0xa3b5)),
             trace,
             stats: Stats::default(),

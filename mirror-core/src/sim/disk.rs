@@ -144,15 +144,24 @@ impl Blank {
     }
 }
 
+/// A block of metadata, and the change that touched it last.
+#[derive(Clone)]
+struct MetadataBlock {
+    edition: u64,
+    bytes: Box<[u8; BLOCK as usize]>,
+}
+
 /// One node's disk: the data image by sector stamps, the metadata by bytes.
 pub(super) struct Disk {
     sectors: u64,
     blank: Blank,
     leaves: Vec<Option<Box<Leaf>>>,
+    /// For each leaf, the change that touched it last.
+    editions: Vec<u64>,
     /// Leaves changed since somebody last asked.
     touched: Vec<usize>,
     is_touched: Vec<bool>,
-    metadata: BTreeMap<u64, Vec<u8>>,
+    metadata: BTreeMap<u64, MetadataBlock>,
     in_flight: BTreeMap<u64, InFlight>,
     cached: Vec<Landed>,
     landings: u32,
@@ -172,6 +181,7 @@ impl Disk {
             sectors: data_sectors,
             blank,
             leaves: std::iter::repeat_with(|| None).take(leaves).collect(),
+            editions: vec![0; leaves],
             touched: (0..leaves).collect(),
             is_touched: vec![true; leaves],
             metadata: BTreeMap::new(),
@@ -197,6 +207,16 @@ impl Disk {
         }
         copy.metadata.clone_from(&other.metadata);
         copy
+    }
+
+    /// Takes the place of another disk in its machine: changes are counted on from there.
+    pub fn succeed(&mut self, predecessor: &Disk) {
+        self.changes = predecessor.changes + 1;
+        self.metadata_changes = predecessor.metadata_changes + 1;
+        self.editions.fill(self.changes);
+        for block in self.metadata.values_mut() {
+            block.edition = self.metadata_changes;
+        }
     }
 
     /// Starts an operation; the caller decides when it completes.
@@ -328,6 +348,12 @@ impl Disk {
         found
     }
 
+    /// Another number whenever something in these sectors may have changed, as reads see them.
+    pub fn edition(&self, start: u64, count: u64) -> u64 {
+        let leaves = start as usize / LEAF..=(start + count - 1) as usize / LEAF;
+        self.editions[leaves].iter().copied().max().unwrap_or(0)
+    }
+
     /// The sector as it would be found if the power failed and the cache were lost.
     pub fn durable(&self, sector: u64) -> u64 {
         match &self.leaves[sector as usize / LEAF] {
@@ -394,29 +420,49 @@ impl Disk {
 
     /// Bytes of the metadata as they are on stable storage; whole blocks.
     pub fn read_metadata(&self, offset: u64, len: usize) -> Vec<u8> {
-        // Never written: leftovers of whatever used the disk before.
-        let leftover = if self.blank == Blank::Zeroes { 0 } else { 0xa7 };
-        let mut bytes = vec![leftover; len];
-        for (index, piece) in bytes.chunks_mut(BLOCK as usize).enumerate() {
-            if let Some(content) = self.metadata.get(&(offset / BLOCK + index as u64)) {
-                piece.copy_from_slice(&content[..piece.len()]);
-            }
+        let mut bytes = Vec::with_capacity(len);
+        for at in (offset..offset + len as u64).step_by(BLOCK as usize) {
+            bytes.extend_from_slice(self.metadata_block(at));
         }
         bytes
+    }
+
+    /// A block of the metadata as it is on stable storage.
+    pub fn metadata_block(&self, offset: u64) -> &[u8] {
+        match self.metadata.get(&(offset / BLOCK)) {
+            Some(block) => &block.bytes[..],
+            None => self.leftover(),
+        }
+    }
+
+    /// What never written blocks of the metadata hold: leftovers of whatever used the disk before.
+    fn leftover(&self) -> &'static [u8; BLOCK as usize] {
+        match self.blank {
+            Blank::Zeroes => &[0; BLOCK as usize],
+            Blank::Garbage(_) => &[0xa7; BLOCK as usize],
+        }
+    }
+
+    /// Another number whenever one of these blocks of the metadata may have changed.
+    pub fn metadata_edition(&self, offset: u64, blocks: u64) -> u64 {
+        let first = offset / BLOCK;
+        let found = self.metadata.range(first..first + blocks);
+        found.map(|(_, block)| block.edition).max().unwrap_or(0)
     }
 
     /// Puts metadata bytes on stable storage; within one block, or whole blocks.
     pub fn write_metadata(&mut self, offset: u64, bytes: &[u8]) {
         self.changes += 1;
         self.metadata_changes += 1;
-        let leftover = if self.blank == Blank::Zeroes { 0 } else { 0xa7 };
+        let leftover = self.leftover();
         let inside = (offset % BLOCK) as usize;
-        for (index, piece) in bytes.chunks(BLOCK as usize).enumerate() {
-            let block = self
-                .metadata
-                .entry(offset / BLOCK + index as u64)
-                .or_insert_with(|| vec![leftover; BLOCK as usize]);
-            block[inside..inside + piece.len()].copy_from_slice(piece);
+        for (index, piece) in (offset / BLOCK..).zip(bytes.chunks(BLOCK as usize)) {
+            let block = self.metadata.entry(index).or_insert_with(|| MetadataBlock {
+                edition: 0,
+                bytes: Box::new(*leftover),
+            });
+            block.edition = self.metadata_changes;
+            block.bytes[inside..inside + piece.len()].copy_from_slice(piece);
         }
     }
 
@@ -608,14 +654,15 @@ impl Disk {
 
     /// A sector changes at rest.
     pub fn rot(&mut self, sector: u64, stamp: u64) {
+        self.changes += 1;
         let leaf = self.leaf(sector);
         let slot = sector as usize % LEAF;
         leaf.cache[slot] = stamp;
         leaf.durable[slot] = stamp;
-        self.changes += 1;
     }
 
     fn touch(&mut self, leaf: usize) {
+        self.editions[leaf] = self.changes;
         if !std::mem::replace(&mut self.is_touched[leaf], true) {
             self.touched.push(leaf);
         }

@@ -131,8 +131,9 @@ impl Cluster {
         self.custody.forget(h);
         self.hosts[h].fitness = Fitness::Clone;
         let rng = self.hosts[h].rng.fork();
-        self.hosts[h].disk = Disk::copy_of(&self.hosts[1 - h].disk, rng);
-        self.custody.forget_disk(h);
+        let mut disk = Disk::copy_of(&self.hosts[1 - h].disk, rng);
+        disk.succeed(&self.hosts[h].disk);
+        self.hosts[h].disk = disk;
         self.hosts[h].astray.clear();
         // As somebody would do it who means well: the image gets the name of its new node.
         for slot in 0..SLOTS {

@@ -12,7 +12,7 @@ use super::options::{Chance, DiskBias};
 use crate::limits::{MAX_CONTROL_PAYLOAD, MAX_PAYLOAD, RESYNC_CHUNK, SECTOR, ZERO_PIECE};
 use crate::node::MetadataPlace;
 use crate::node::boundary::{Action, Body, ConnectionId, DiskError, Input, OpId};
-use crate::types::{ByteRange, LinkState, Time};
+use crate::types::{ByteRange, Time};
 use crate::wire::{FrameType, Header, PayloadKind};
 
 /// What is to be reported when a disk operation ends.
@@ -406,11 +406,8 @@ impl Cluster {
             let span = self.options.network_delay.as_nanos() as u64;
             self.ambush_sees(h, moment, span);
         }
-        let agreed = self
-            .status(h)
-            .filter(|_| condition != Condition::Sound)
-            .is_some_and(|status| status.link == LinkState::Connected);
-        let must_refuse = agreed
+        let must_refuse = condition != Condition::Sound
+            && self.connected(h)
             && !paused
             && !is_harmless(kind)
             && self.network.is_in_use(h, connection)

@@ -159,8 +159,9 @@ impl Cluster {
         if host.fitness == Fitness::Condemned {
             // Whatever the machine held before the mirror's life, it is told from the other.
             let blank = Blank::Garbage(2 + (host.lives % 12) as u8);
-            host.disk = new_disk(&self.options, h, blank, &mut host.rng);
-            self.custody.forget_disk(h);
+            let mut disk = new_disk(&self.options, h, blank, &mut host.rng);
+            disk.succeed(&host.disk);
+            host.disk = disk;
             host.fitness = Fitness::Fit;
             host.trouble = None;
             host.astray.clear();

@@ -6,12 +6,10 @@ use super::host::{Fitness, NAMES};
 use super::options::Scenario;
 use crate::control::{Arbitration, MirrorStatus};
 use crate::error::ErrorId;
-use crate::limits::{BLOCK, SECTOR};
-use crate::meta;
 use crate::meta::superblock::Superblock;
-use crate::types::{ByteRange, DiskState, Generation, Holders, LinkState, Role, Time};
+use crate::node::Standing;
+use crate::types::{DiskState, Generation, Holders, LinkState, Role, Time};
 use std::collections::HashMap;
-use std::convert::Infallible;
 
 const WATCH_GAP: u64 = 20_000_000;
 
@@ -37,18 +35,6 @@ pub(super) struct Custody {
     watches: u64,
     /// The disks' change counters when their images were last found identical.
     identical_at: [u64; 2],
-    /// … and when their differences were last found covered.
-    covered_at: [u64; 2],
-    marks: [Marks; 2],
-}
-
-/// What the durable metadata of a disk covers, and at which of its changes that was read.
-#[derive(Default, Debug)]
-struct Marks {
-    at: u64,
-    ranges: Vec<ByteRange>,
-    /// Something was marked when writes that are not durable yet were looked at, and is not any more.
-    receded: bool,
 }
 
 impl Custody {
@@ -67,13 +53,6 @@ impl Custody {
         self.named[h] = false;
     }
 
-    /// The machine has another disk, whose counters of changes are others.
-    pub fn forget_disk(&mut self, h: usize) {
-        self.marks[h].at = u64::MAX;
-        self.covered_at = [u64::MAX; 2];
-        self.identical_at = [u64::MAX; 2];
-    }
-
     /// Who serves, or did last.
     pub fn keeper(&self) -> Option<usize> {
         self.keeper
@@ -89,6 +68,12 @@ impl Cluster {
     pub fn status(&self, h: usize) -> Option<MirrorStatus> {
         let process = self.hosts[h].process.as_ref()?;
         Some(process.node.status(self.hosts[h].now(self.now)))
+    }
+
+    /// Where the node stands, if its daemon runs.
+    pub fn standing(&self, h: usize) -> Option<Standing> {
+        let process = self.hosts[h].process.as_ref()?;
+        Some(process.node.standing())
     }
 
     pub fn serving(&self, h: usize) -> bool {
@@ -233,8 +218,8 @@ impl Cluster {
             if self.custody.absent[h]
                 && self.hosts[h].fitness == Fitness::Fit
                 && self
-                    .status(h)
-                    .is_some_and(|status| status.disk == DiskState::UpToDate)
+                    .standing(h)
+                    .is_some_and(|standing| standing.disk == DiskState::UpToDate)
             {
                 self.custody.absent[h] = false;
             }
@@ -247,22 +232,29 @@ impl Cluster {
         for h in 0..2 {
             let left = before[h] && !named[h] && !self.custody.lost[h];
             let claims = self
-                .status(h)
-                .is_some_and(|status| status.disk == DiskState::UpToDate);
+                .standing(h)
+                .is_some_and(|standing| standing.disk == DiskState::UpToDate);
             if left
                 && claims
                 && self.hosts[h].fitness == Fitness::Fit
-                && let Err(problem) = self.check_image(h, Disk::view)
+                && let Err(problem) = self.check_image(h)
             {
                 self.fail(format!("{} is left behind UpToDate: {problem}", NAMES[h]));
             }
         }
     }
 
-    /// Every sector of the replica, as `look` sees it, holds a value that a guest may read now.
-    pub fn check_image(&mut self, h: usize, look: fn(&Disk, u64) -> u64) -> Result<(), String> {
-        let touched = self.oracle(h).touched();
-        self.check_sectors(h, look, touched)
+    /// Every sector of the replica, as reads see it, holds a value that a guest may read now.
+    pub fn check_image(&mut self, h: usize) -> Result<(), String> {
+        if self.doubts.is_any_rotten() {
+            let touched = self.oracle(h).touched();
+            return self.check_sectors(h, Disk::view, touched);
+        }
+        let oracle = match &mut self.apart {
+            Some(both) => &mut both[h],
+            None => &mut self.checker,
+        };
+        oracle.disk_allowed(h, &self.hosts[h].disk)
     }
 
     fn check_sectors(
@@ -346,7 +338,7 @@ impl Cluster {
     pub fn check_complete(&mut self) {
         for h in [0, 1] {
             if self.counts(h)
-                && let Err(problem) = self.check_image(h, Disk::view)
+                && let Err(problem) = self.check_image(h)
             {
                 self.fail(format!("{} is a holder: {problem}", NAMES[h]));
             }
@@ -371,7 +363,7 @@ impl Cluster {
 
     /// R2, R7: who serves has a right to.
     pub fn check_serving(&mut self, h: usize) -> Result<(), String> {
-        let Some(status) = self.status(h) else {
+        let Some(standing) = self.standing(h) else {
             return Ok(());
         };
         if self.operator.forced {
@@ -382,13 +374,13 @@ impl Cluster {
         if self.hosts[h].fitness != Fitness::Fit && !self.is_paused(h) {
             return Err("serves from a disk that failed or is another's".to_owned());
         }
-        if status.disk != DiskState::UpToDate {
-            return Err(format!("serves, and its disk is {}", status.disk));
+        if standing.disk != DiskState::UpToDate {
+            return Err(format!("serves, and its disk is {}", standing.disk));
         }
-        if status.role != Role::Primary {
-            return Err(format!("serves as {}", status.role));
+        if standing.role != Role::Primary {
+            return Err(format!("serves as {}", standing.role));
         }
-        if !status.holders.iter().any(|name| name == NAMES[h]) {
+        if !standing.is_holder() {
             return Err("serves, and is no holder".to_owned());
         }
         Ok(())
@@ -409,7 +401,7 @@ impl Cluster {
         if self.operator.forced {
             return Ok(());
         }
-        self.check_image(h, Disk::view)
+        self.check_image(h)
             .map_err(|problem| format!("begins to serve: {problem}"))
     }
 
@@ -457,7 +449,8 @@ impl Cluster {
         if self.hosts[h].disk.honesty() == Honesty::Lying {
             return Ok(());
         }
-        self.check_image(h, Disk::durable)
+        let touched = self.oracle(h).touched();
+        self.check_sectors(h, Disk::durable, touched)
             .map_err(|problem| format!("on the disk of {}, {problem}", NAMES[h]))
     }
 
@@ -480,110 +473,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// R6: blocks that differ, or may after a loss of power now, are covered by the durable marks of
-    /// either side.
-    pub fn check_covered(&mut self) {
-        let changes = self.changes();
-        let fit = self.hosts.iter().all(|host| host.fitness == Fitness::Fit);
-        if changes == self.custody.covered_at || !fit {
-            return;
-        }
-        self.custody.covered_at = changes;
-        for block in self.differing_blocks() {
-            if !self.is_marked(ByteRange::new(block * BLOCK, BLOCK)) {
-                return self.fail(format!(
-                    "R6: block {block} differs, and neither side's durable metadata covers it"
-                ));
-            }
-        }
-        self.check_unsettled();
-    }
-
-    /// R6: what a loss of power now may leave different is marked. Each write was looked at when it was
-    /// submitted, so nothing is left to look at before marks go away.
-    fn check_unsettled(&mut self) {
-        self.read_marks();
-        if !self.custody.marks.iter().any(|marks| marks.receded) || !self.may_judge_marks() {
-            return;
-        }
-        for marks in &mut self.custody.marks {
-            marks.receded = false;
-        }
-        let disks = self.hosts.iter().map(|host| &host.disk);
-        let unsettled: Vec<(u64, u64)> = disks.flat_map(Disk::unsettled).collect();
-        for (start, count) in unsettled {
-            self.check_marked_for_a_crash(start, count);
-        }
-    }
-
-    /// Whether both disks are what they say, and mean it.
-    fn may_judge_marks(&self) -> bool {
-        self.hosts
-            .iter()
-            .all(|host| host.fitness == Fitness::Fit && host.disk.honesty() == Honesty::Honest)
-    }
-
-    /// R6: a write is on its way to the disk, or landed there and is not durable. If either machine loses
-    /// power now, whatever that leaves different is marked already.
-    pub fn check_marked_for_a_crash(&mut self, start: u64, count: u64) {
-        if !self.may_judge_marks() {
-            // Later, if it is still on its way then.
-            self.custody.marks[0].receded = true;
-            return;
-        }
-        let first = start * SECTOR / BLOCK;
-        let end = ((start + count) * SECTOR).div_ceil(BLOCK);
-        if self.is_marked(ByteRange::new(first * BLOCK, (end - first) * BLOCK)) {
-            return;
-        }
-        for block in first..end {
-            if self.is_marked(ByteRange::new(block * BLOCK, BLOCK)) {
-                continue;
-            }
-            let sectors = block * (BLOCK / SECTOR)..(block + 1) * (BLOCK / SECTOR);
-            let may_differ = sectors.clone().any(|sector| {
-                let [mine, theirs] = [0, 1].map(|h| self.hosts[h].disk.possible(sector));
-                mine.iter().chain(&theirs).any(|value| *value != mine[0])
-            });
-            if may_differ {
-                return self.fail(format!(
-                    "R6: block {block} may differ after a loss of power, and neither side's durable \
-                     metadata covers it"
-                ));
-            }
-        }
-    }
-
-    /// Whether the durable marks of either side cover the range.
-    fn is_marked(&mut self, range: ByteRange) -> bool {
-        self.read_marks();
-        let mut marks = self.custody.marks.iter();
-        marks.any(|marks| contains(&marks.ranges, range))
-    }
-
-    /// Reads what the metadata on either disk covers, if it has changed.
-    fn read_marks(&mut self) {
-        for h in [0, 1] {
-            let disk = &self.hosts[h].disk;
-            if disk.metadata_changes() == self.custody.marks[h].at {
-                continue;
-            }
-            let read = |offset, len| Ok::<_, Infallible>(disk.read_metadata(offset, len));
-            let size = self.options.store_size;
-            let found = meta::durable_dirty(read, size, self.options.metadata);
-            let marks = &mut self.custody.marks[h];
-            marks.at = disk.metadata_changes();
-            match found {
-                Ok(ranges) => {
-                    marks.receded |= !marks.ranges.iter().all(|old| contains(&ranges, *old));
-                    marks.ranges = ranges;
-                }
-                Err(error) => self.fail(format!("durable metadata is unreadable: {error}")),
-            }
-        }
-    }
-
-    fn changes(&self) -> [u64; 2] {
+    /// How often each disk has changed.
+    pub fn changes(&self) -> [u64; 2] {
         [self.hosts[0].disk.changes(), self.hosts[1].disk.changes()]
     }
 
@@ -601,13 +492,8 @@ impl Cluster {
     /// Both nodes say that they are in sync.
     pub fn in_sync(&self) -> bool {
         (0..2).all(|h| {
-            self.status(h).is_some_and(|status| {
-                status.link == LinkState::Connected
-                    && status.disk == DiskState::UpToDate
-                    && status.peer_disk == DiskState::UpToDate
-                    && status.dirty_bytes == 0
-                    && status.resync.is_none()
-            })
+            self.standing(h)
+                .is_some_and(|standing| standing.is_in_sync())
         })
     }
 
@@ -633,10 +519,10 @@ impl Cluster {
     /// R2: two nodes never act alone by right.
     fn check_one_right(&mut self) {
         let alone = |h: usize| {
-            self.status(h).is_some_and(|status| {
-                status.arbitration == Arbitration::Arbitrated
-                    && status.holders == [NAMES[h]]
-                    && status.disk == DiskState::UpToDate
+            self.standing(h).is_some_and(|standing| {
+                standing.arbitration == Arbitration::Arbitrated
+                    && standing.is_sole_holder()
+                    && standing.disk == DiskState::UpToDate
             })
         };
         if !self.operator.forced && alone(0) && alone(1) {
@@ -648,8 +534,8 @@ impl Cluster {
     fn check_clone(&mut self, h: usize) {
         let joined = self.hosts[h].fitness == Fitness::Clone
             && self
-                .status(h)
-                .is_some_and(|status| status.link == LinkState::Connected);
+                .standing(h)
+                .is_some_and(|standing| standing.link == LinkState::Connected);
         if joined {
             self.fail(format!("{} is a clone, and Connected", NAMES[h]));
         }
@@ -689,27 +575,5 @@ impl Cluster {
                 self.fail(format!("a request on {} waits for {spent:?}", NAMES[h]));
             }
         }
-    }
-}
-
-/// Whether one of the ordered, disjoint ranges covers all of `range`.
-fn contains(ranges: &[ByteRange], range: ByteRange) -> bool {
-    let at = ranges.partition_point(|candidate| candidate.end < range.end);
-    ranges
-        .get(at)
-        .is_some_and(|candidate| candidate.start <= range.start)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn covering_is_per_block() {
-        let ranges = [ByteRange::new(0, 8192), ByteRange::new(16384, 4096)];
-        assert!(contains(&ranges, ByteRange::new(4096, 4096)));
-        assert!(contains(&ranges, ByteRange::new(16384, 4096)));
-        assert!(!contains(&ranges, ByteRange::new(8192, 4096)));
-        assert!(!contains(&ranges, ByteRange::new(20480, 4096)));
     }
 }

@@ -6,8 +6,8 @@
 //! in `disk.rs` and `disk_faults.rs`, the link in `network.rs`, the arbiter in `arbiter.rs`, machines
 //! and daemons in `faults.rs` and `host_faults.rs`, clocks in `clock.rs`; `ambush.rs` strikes where
 //! it hurts. What is right is decided by parts that know nothing of a node's insides but what its
-//! operator sees: `checker.rs` (what a guest may see), `invariants.rs` and `records.rs` (what must hold
-//! across the two disks).
+//! operator sees: `checker.rs` (what a guest may see), `invariants.rs`, `records.rs` and
+//! `coverage.rs` (what must hold across the two disks).
 //!
 //! What is done to the cluster passes one point (`stimulus.rs`), so that a run can be recorded, run
 //! again from the list (`recording.rs`), and cut down to what it takes to break a rule
@@ -20,6 +20,7 @@ pub mod checker;
 mod client;
 mod clock;
 mod cluster;
+mod coverage;
 mod differences;
 mod disk;
 mod disk_faults;

@@ -10,7 +10,7 @@ use super::stimulus::Stimulus;
 use crate::control::CommandOutcome;
 use crate::error::Refusal;
 use crate::node::boundary::{Command, CommandId, Input, PrimaryMode};
-use crate::types::{DiskState, LinkState, Role, Time};
+use crate::types::{DiskState, Holders, LinkState, Role, Time};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -186,7 +186,7 @@ impl Cluster {
         }
         let h = self.options.first_primary;
         let connected = self
-            .status(h)
+            .standing(h)
             .is_some_and(|s| s.link == LinkState::Connected);
         if self.operator.busy(h) || !connected {
             return;
@@ -297,8 +297,8 @@ impl Cluster {
         let process = self.hosts[h].process.as_ref();
         let fresh = process.is_some_and(|process| process.fresh);
         let believes = self
-            .status(h)
-            .is_some_and(|status| status.holders == [NAMES[h]]);
+            .standing(h)
+            .is_some_and(|standing| standing.is_sole_holder());
         let knows = !believes || self.custody.may_go_alone(h);
         if fresh && knows && self.hosts[h].fitness == Fitness::Fit {
             self.order(h, PRIMARY);
@@ -308,7 +308,7 @@ impl Cluster {
     /// A copy in the making: only the node itself can know that it must refuse.
     fn promote_half_copy(&mut self) {
         let half = |h: &usize| {
-            self.status(*h)
+            self.standing(*h)
                 .is_some_and(|s| s.disk == DiskState::Inconsistent)
         };
         if let Some(h) = (0..2).find(half) {
@@ -333,7 +333,7 @@ impl Cluster {
     }
 
     pub fn connected(&self, h: usize) -> bool {
-        self.status(h)
+        self.standing(h)
             .is_some_and(|s| s.link == LinkState::Connected)
     }
 
@@ -342,7 +342,7 @@ impl Cluster {
     }
 
     fn knows_primary(&self, h: usize) -> bool {
-        self.status(h)
+        self.standing(h)
             .is_some_and(|s| s.link == LinkState::Connected && s.peer_role == Role::Primary)
     }
 
@@ -351,7 +351,7 @@ impl Cluster {
         for h in 0..2 {
             self.care_for_disk(h, percent);
             let alone = self
-                .status(h)
+                .standing(h)
                 .is_some_and(|s| s.link == LinkState::StandAlone);
             if alone && !self.operator.busy(h) && self.operator.rng.u32(0..400) < percent {
                 self.order(
@@ -374,10 +374,10 @@ impl Cluster {
 
     /// Takes a disk down that failed, is another's or is given up, to replace it or to try it again.
     fn care_for_disk(&mut self, h: usize, percent: u32) {
-        let Some(status) = self.status(h) else {
+        let Some(standing) = self.standing(h) else {
             return;
         };
-        let failed = status.disk == DiskState::Failed;
+        let failed = standing.disk == DiskState::Failed;
         let cloned = self.hosts[h].fitness == Fitness::Clone;
         // The daemon stood still when it was told to go down.
         let given_up = self.hosts[h].fitness == Fitness::Condemned;
@@ -399,16 +399,18 @@ impl Cluster {
             None => self.operator.rng.usize(0..2),
         };
         for h in [first, 1 - first] {
-            let Some(status) = self.status(h) else {
+            let Some(standing) = self.standing(h) else {
                 continue;
             };
             if self.is_paused(h) {
                 continue;
             }
-            let peer_is_primary = self.status(1 - h).is_some_and(|s| s.role == Role::Primary);
-            let with_peer = status.link == LinkState::Connected;
+            let peer_is_primary = self
+                .standing(1 - h)
+                .is_some_and(|s| s.role == Role::Primary);
+            let with_peer = standing.link == LinkState::Connected;
             let alone = self.options.is_arbitrated() || self.custody.may_go_alone(h);
-            if status.disk == DiskState::UpToDate && !peer_is_primary && (with_peer || alone) {
+            if standing.disk == DiskState::UpToDate && !peer_is_primary && (with_peer || alone) {
                 self.tell(h, "is chosen to be Primary");
                 return self.order(h, PRIMARY);
             }
@@ -494,9 +496,8 @@ impl Cluster {
     pub fn resume_resyncs(&mut self) {
         for h in 0..2 {
             let paused = self
-                .status(h)
-                .and_then(|s| s.resync)
-                .is_some_and(|r| r.paused);
+                .standing(h)
+                .is_some_and(|s| s.resync.is_some() && s.resync_is_held);
             if paused && !self.operator.busy(h) {
                 self.command(h, Command::ResumeResync);
             }
@@ -505,13 +506,11 @@ impl Cluster {
 
     /// Both nodes name both as holders, and so does the arbiter.
     fn both_hold(&self) -> bool {
-        let statuses = (0..2).filter_map(|h| self.status(h));
-        let both = statuses.filter(|status| {
-            let named = |name: &&str| status.holders.iter().any(|holder| holder == name);
-            NAMES.iter().all(named)
+        let both = (0..2).all(|h| {
+            self.standing(h)
+                .is_some_and(|standing| standing.holders == Holders::Both)
         });
-        let registered = !self.options.is_arbitrated() || self.registered() == [true; 2];
-        both.count() == 2 && registered
+        both && (!self.options.is_arbitrated() || self.registered() == [true; 2])
     }
 
     fn converged(&mut self) {
@@ -527,8 +526,8 @@ impl Cluster {
             }
         }
         self.stats.resyncs += (0..2)
-            .filter_map(|h| self.status(h))
-            .map(|s| s.counters.resyncs)
+            .filter_map(|h| self.hosts[h].process.as_ref())
+            .map(|process| process.node.totals().resyncs)
             .sum::<u64>();
         let differing = self.differing_blocks();
         if !differing.is_empty() {

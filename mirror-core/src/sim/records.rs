@@ -80,11 +80,10 @@ impl Cluster {
     /// R7: what a node says of its disk is what a crash would leave.
     fn status_without_record(&self, h: usize) -> Option<String> {
         // A node that stands still has not heard yet of what landed.
-        let status = self.status(h).filter(|_| !self.is_paused(h))?;
+        let standing = self.standing(h).filter(|_| !self.is_paused(h))?;
         let slots = self.custody.slots[h].iter().flatten();
         let trusts: Vec<Trust> = slots.map(|slot| slot.trust).collect();
-        let resync = status.resync.as_ref().map(|resync| resync.direction);
-        let honest = match (status.disk, resync) {
+        let honest = match (standing.disk, standing.resync) {
             // Blocks are being overwritten: not even the loss of a slot may hide that.
             (_, Some(Direction::Target)) => trusts.iter().all(|t| *t == Trust::Inconsistent),
             // A lowering may be on its way to the second slot, a rise is in one slot only.
@@ -93,7 +92,7 @@ impl Cluster {
         };
         (!honest).then(|| {
             let name = NAMES[h];
-            format!("R7: {name} is {}, its slots say {trusts:?}", status.disk)
+            format!("R7: {name} is {}, its slots say {trusts:?}", standing.disk)
         })
     }
 
@@ -114,7 +113,7 @@ impl Cluster {
         if begun {
             self.custody.acknowledged_before[h] = self.client.acknowledged[h];
         }
-        let served = self.status(h).is_some_and(|s| s.role == Role::Primary);
+        let served = self.standing(h).is_some_and(|s| s.role == Role::Primary);
         let complete = self.custody.named[h] && (!self.custody.lost[h] || served);
         if begun && holds && complete && !self.operator.forced && !self.client.parted {
             let found = self.check_present_on(h);

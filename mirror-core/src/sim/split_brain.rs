@@ -4,7 +4,6 @@
 
 use super::client::Ask;
 use super::cluster::Cluster;
-use super::disk::Disk;
 use super::faults::{Crash, draw_millis};
 use super::host::NAMES;
 use super::network::Break;
@@ -134,7 +133,7 @@ impl Cluster {
     /// Each side holds what it promised, whatever became of the other; and both tell their operators.
     fn check_apart(&mut self) -> Result<(), String> {
         for h in [0, 1] {
-            self.check_image(h, Disk::view)
+            self.check_image(h)
                 .map_err(|problem| format!("{} alone: {problem}", NAMES[h]))?;
             if !self.reports_divergence(h) {
                 return Err(format!("{} does not report the split brain", NAMES[h]));
@@ -168,7 +167,10 @@ impl Cluster {
 
     fn split_stand(&mut self, until: Time) {
         // One end may not have been told of the cut yet.
-        let copies = |h| self.status(h).is_some_and(|status| status.resync.is_some());
+        let copies = |h| {
+            self.standing(h)
+                .is_some_and(|standing| standing.resync.is_some())
+        };
         let merged = (self.connected(0) && self.connected(1)) || (0..2).any(copies);
         if merged {
             return self.fail("a split brain is merged silently".to_owned());
@@ -193,7 +195,7 @@ impl Cluster {
     }
 
     fn split_resolve(&mut self, loser: usize, until: Time) {
-        let (Some(mine), Some(winner)) = (self.status(loser), self.status(1 - loser)) else {
+        let (Some(mine), Some(winner)) = (self.standing(loser), self.standing(1 - loser)) else {
             return;
         };
         if self.operator.busy(loser) || self.operator.busy(1 - loser) {

@@ -4,7 +4,7 @@
 //! Only every eighth seed has them, so that what the other seeds do does not change.
 
 use super::cluster::{Cluster, Phase};
-use super::disk::{Disk, Honesty};
+use super::disk::Honesty;
 use super::host::NAMES;
 use super::operator::HEAL_TIME;
 use super::options::Options;
@@ -175,7 +175,7 @@ impl Cluster {
             ));
         }
         self.check_identical();
-        if let Err(problem) = self.check_image(1 - serving, Disk::view) {
+        if let Err(problem) = self.check_image(1 - serving) {
             self.fail(format!("on the disk of {}, {problem}", NAMES[1 - serving]));
         }
         self.phase = Phase::Over;

@@ -106,3 +106,65 @@ fn fua_write_survives_power_loss() {
     assert!(checker.durable_allowed(0, stamp(2, 0)).is_ok());
     assert!(read(&mut checker, 1).is_err());
 }
+
+/// A disk that is looked at again and again: everything is found, whenever it came about.
+#[test]
+fn what_was_allowed_once_is_looked_at_again_when_something_happened() {
+    let sectors = 3 * PAGE;
+    let mut checker = Checker::new(sectors, Box::new(|_| 0));
+    let rng = fastrand::Rng::with_seed(1);
+    let mut disk = Disk::new(sectors, crate::sim::disk::Blank::Zeroes, rng.clone());
+    let at = PAGE + 5;
+    checker.write_asked(1, at, [stamp(1, at)].into_iter());
+    assert_eq!(checker.disk_allowed(0, &disk), Ok(()));
+    checker.write_acknowledged(1, at, 1, Durability::Volatile);
+    assert!(
+        checker.disk_allowed(0, &disk).is_err(),
+        "the write is missing"
+    );
+    disk.rot(at, stamp(1, at));
+    assert_eq!(checker.disk_allowed(0, &disk), Ok(()));
+
+    disk.rot(at + 1, 7);
+    assert_eq!(checker.disk_allowed(0, &disk), Ok(()), "never asked about");
+    disk.rot(at, 7);
+    assert!(checker.disk_allowed(0, &disk).is_err(), "a sector rots");
+    disk.rot(at, stamp(1, at));
+    assert_eq!(checker.disk_allowed(0, &disk), Ok(()));
+
+    let mut other = Disk::new(sectors, crate::sim::disk::Blank::Zeroes, rng);
+    other.succeed(&disk);
+    assert!(checker.disk_allowed(0, &other).is_err(), "another disk");
+    assert!(
+        checker.disk_allowed(1, &other).is_err(),
+        "the other machine's"
+    );
+
+    write(&mut checker, 2, Durability::Volatile);
+    disk.rot(0, stamp(2, 0));
+    write(&mut checker, 3, Durability::Volatile);
+    disk.rot(0, stamp(3, 0));
+    assert_eq!(checker.disk_allowed(0, &disk), Ok(()));
+    checker.all_copies_lost_power();
+    let asked = checker.read_asked();
+    let older = checker.read_returned(asked, 0, &[stamp(2, 0)]);
+    assert_eq!(older, Ok(()), "a loss of power brings it back");
+    assert!(checker.disk_allowed(0, &disk).is_err(), "and settles on it");
+}
+
+#[test]
+fn sectors_that_nobody_wrote_hold_what_they_always_did() {
+    let mut checker = Checker::new(8, Box::new(|sector| 100 + sector));
+    let asked = checker.read_asked();
+    assert!(checker.read_returned(asked, 2, &[102, 103]).is_ok());
+    assert!(checker.read_returned(asked, 2, &[102, 0]).is_err());
+    assert!(checker.present_allowed(4, 104).is_ok());
+    let problem = checker.durable_allowed(4, 0).unwrap_err();
+    assert!(
+        problem.contains("sector 4; allowed are write 0"),
+        "{problem}"
+    );
+    assert_eq!(checker.touched(), []);
+    checker.write_asked(1, 4, [stamp(1, 4)].into_iter());
+    assert_eq!(checker.touched(), [4]);
+}

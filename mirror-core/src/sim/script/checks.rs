@@ -5,15 +5,15 @@ use super::words::{range, runs, values};
 use super::world::World;
 use crate::limits::{BLOCK, SECTOR};
 use crate::meta::superblock::{Superblock, Trust};
-use crate::meta::{self, Layout, META_BLOCK};
+use crate::meta::{DurableMarks, Layout, META_BLOCK, describe};
 use crate::node::MetadataPlace;
 use crate::sim::host::NAMES;
-use crate::types::{ByteRange, DiskState, Holders, LinkState, Role};
+use crate::types::{ByteRange, DiskState, Holders, Role};
 use std::convert::Infallible;
 
 /// What the bitmap on disk marks.
 pub(super) fn bitmap_ranges(metadata: &[u8], size: u64) -> Result<Vec<String>, String> {
-    meta::describe(reader(metadata), size, MetadataPlace::External)
+    describe(reader(metadata), size, MetadataPlace::External)
         .map(|image| {
             let ranges = image.dirty_ranges.into_iter();
             ranges
@@ -106,12 +106,10 @@ impl World {
                 return;
             };
             let status = process.node.status(self.now);
-            let in_sync = status.link == LinkState::Connected
-                && status.disk == DiskState::UpToDate
-                && status.peer_disk == DiskState::UpToDate
-                && status.dirty_bytes == 0
-                && status.resync.is_none();
-            if !in_sync || !process.node.is_at_rest() || machine.is_holding() {
+            if !process.node.standing().is_in_sync()
+                || !process.node.is_at_rest()
+                || machine.is_holding()
+            {
                 return;
             }
             end = end.min(status.size_bytes);
@@ -139,18 +137,17 @@ impl World {
 
     /// R6: what differs is covered by the durable marks of either side.
     fn check_covered(&mut self) {
-        let mut covered: Vec<ByteRange> = Vec::new();
+        let mut marks = Vec::new();
         let mut end = u64::MAX;
         for machine in &self.machines {
             let disk = &machine.disk;
-            let dirty =
-                meta::durable_dirty(reader(&disk.metadata), disk.size, MetadataPlace::External);
-            covered.extend(dirty.unwrap_or_default());
+            let read = reader(&disk.metadata);
+            marks.extend(DurableMarks::read(read, disk.size, MetadataPlace::External));
             end = end.min(disk.size);
         }
         let naked = |sector: &u64| {
             let block = ByteRange::new(sector * SECTOR / BLOCK * BLOCK, BLOCK);
-            !covered.iter().any(|range| range.overlaps(block))
+            !marks.iter().any(|marks| marks.covers(block))
         };
         let naked: Vec<u64> = self
             .differing_soundly(end)
