@@ -23,15 +23,7 @@ pub fn until_synced(context: &Context, mirror: &str) -> Result<(), Refusal> {
             display.finish(&status);
             return Ok(());
         }
-        if status.link == LinkState::StandAlone {
-            display.clear();
-            let mut what = human::headline(&status);
-            for reason in &status.reasons {
-                what = format!("{what}; {reason}");
-            }
-            let message = format!("{what}; run `kagami connect {mirror}` on both nodes");
-            return Err(Refusal::new(ErrorId::NotConnected, message));
-        }
+        refuse_alone(&mut display, &status)?;
         display.show(&status);
         std::thread::sleep(POLL);
     }
@@ -47,9 +39,25 @@ pub fn until_verified(context: &Context, mirror: &str) -> Result<MirrorStatus, R
             display.clear();
             return Ok(status);
         }
+        refuse_alone(&mut display, &status)?;
         display.show(&status);
         std::thread::sleep(POLL);
     }
+}
+
+/// Nothing that takes both nodes ends while this one looks for no peer.
+fn refuse_alone(display: &mut Display, status: &MirrorStatus) -> Result<(), Refusal> {
+    if status.link != LinkState::StandAlone {
+        return Ok(());
+    }
+    display.clear();
+    let mut what = human::headline(status);
+    for reason in &status.reasons {
+        what = format!("{what}; {reason}");
+    }
+    let mirror = &status.name;
+    let message = format!("{what}; run `kagami connect {mirror}` on both nodes");
+    Err(Refusal::new(ErrorId::NotConnected, message))
 }
 
 enum Display {

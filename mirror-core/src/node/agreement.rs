@@ -441,6 +441,7 @@ impl Node {
         } else if lineage.mirror_size == 0 || lineage.mirror_size > self.record.data_size {
             self.protocol_error("a mirrored size that does not fit");
         } else {
+            self.hand_findings_over();
             self.begin_transition(Kind::BecomeTarget {
                 lineage,
                 peer_replica,

@@ -14,6 +14,7 @@ use super::boundary::{Action, Body, ConnectionId, Payload, Severity};
 use super::operation::Purpose;
 use super::resync::{Copying, Resync};
 use super::timer::Timer;
+use super::verify::Compared;
 use crate::error::{ErrorId, Refusal};
 use crate::limits::{
     ARRIVAL_PATIENCE, ASK_PATIENCE, CONNECT_BACKOFF_MIN, SLOW_PEER_BACKOFF_MAX,
@@ -62,6 +63,8 @@ pub(super) struct Session {
     told: Option<PeerState>,
     /// Frames that wait until the generation is durably marked as used.
     pub(super) held: VecDeque<(Header, Body)>,
+    /// What a verify of the peer asks of this disk.
+    pub(super) compared: Compared,
 }
 
 /// What the connected pair does.
@@ -372,6 +375,7 @@ impl Node {
             since: self.now,
             told: None,
             held: VecDeque::new(),
+            compared: Compared::default(),
         }));
         self.met_peer = true;
         self.discard = false;
@@ -442,6 +446,9 @@ impl Node {
             // As below: the peer's lease may be waiting to be read.
             self.begin_leasing();
         }
+        if late <= self.config.stall_timeout / 2 {
+            self.stop_stalled_verify();
+        }
         let oldest = self.oldest_wait_for_peer();
         let Some(session) = self.link.session_mut() else {
             return;
@@ -474,13 +481,9 @@ impl Node {
     /// for. Changes of role and the end of a resync may take longer.
     fn oldest_wait_for_peer(&self) -> Option<Time> {
         let behind = if self.requests.any_waits() {
-            [
-                self.log.peer_flush_since(),
-                self.oldest_chunk_at_peer(),
-                self.oldest_piece_at_peer(),
-            ]
+            [self.log.peer_flush_since(), self.oldest_chunk_at_peer()]
         } else {
-            [None; 3]
+            [None; 2]
         };
         let extra = ASK_PATIENCE.saturating_sub(self.config.stall_timeout);
         let asked = self

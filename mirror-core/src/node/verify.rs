@@ -9,7 +9,8 @@
 //! target of a resync.
 //!
 //! A lost link or a change of role of this node does not end a verify; it goes on when the two are
-//! in sync again.
+//! in sync again. A peer whose disk does not answer while guests wait ends it, and so do a Primary at
+//! the peer, a verify of the peer, and a copy that is made anew.
 
 use super::Node;
 use super::boundary::{Action, CommandId, ConnectionId, DiskError, Severity};
@@ -37,9 +38,7 @@ const MOST_FOUND: usize = 1 << 16;
 /// A comparison of the replicas: under way, or the last one.
 #[derive(Debug)]
 pub(super) struct Verify {
-    state: VerifyState,
-    /// Why it was stopped.
-    cause: String,
+    course: Course,
     /// Whether the peer's copy of what differs is to be made equal to this one's.
     repair: bool,
     /// Where the next piece begins.
@@ -49,8 +48,34 @@ pub(super) struct Verify {
     /// Blocks that differ. Only its end marks them: until then a lost link must not let the handshake
     /// choose a side, and a resync overwrite the other.
     found: BTreeSet<u64>,
+    /// What was found has been marked since: a verify that goes on does not find it again.
+    marked: bool,
+}
+
+/// Where a verify is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Course {
+    Running,
     /// It is over, and what was found is being acted upon.
-    ending: bool,
+    Acting(Over),
+    Over(Over),
+}
+
+/// How a verify ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Over {
+    Complete,
+    /// Before its end, and why; an operator may let it go on.
+    Stopped(String),
+}
+
+/// What a verify of the peer asks of this disk.
+#[derive(Debug, Default)]
+pub(super) struct Compared {
+    /// When it last asked for digests.
+    asked: Option<Time>,
+    /// That some cannot be had was told.
+    told: bool,
 }
 
 /// A piece of the device that is being compared.
@@ -75,19 +100,30 @@ enum Stage {
 impl Verify {
     fn new(now: Time, size: u64, repair: bool) -> Verify {
         Verify {
-            state: VerifyState::Running,
-            cause: String::new(),
+            course: Course::Running,
             repair,
             cursor: 0,
             pieces: Vec::new(),
             progress: Progress::new(now, size),
             found: BTreeSet::new(),
-            ending: false,
+            marked: false,
         }
     }
 
     fn is_running(&self) -> bool {
-        self.state == VerifyState::Running
+        self.course == Course::Running
+    }
+
+    fn is_stopped(&self) -> bool {
+        matches!(self.course, Course::Over(Over::Stopped(_)))
+    }
+
+    /// Nothing more is compared; what was found is acted upon first.
+    fn end(&mut self, over: Over) {
+        self.course = match self.found.is_empty() {
+            true => Course::Over(over),
+            false => Course::Acting(over),
+        };
     }
 
     fn piece(&mut self, serial: u32) -> Option<&mut Piece> {
@@ -131,11 +167,15 @@ impl Verify {
         let Progress { total, done, .. } = self.progress;
         let rate = self.progress.rate(now);
         VerifyStatus {
-            state: match self.ending {
-                true => VerifyState::Running,
-                false => self.state,
+            state: match &self.course {
+                Course::Running | Course::Acting(_) => VerifyState::Running,
+                Course::Over(Over::Complete) => VerifyState::Complete,
+                Course::Over(Over::Stopped(_)) => VerifyState::Stopped,
             },
-            cause: self.cause.clone(),
+            cause: match &self.course {
+                Course::Over(Over::Stopped(cause)) => cause.clone(),
+                _ => String::new(),
+            },
             repair: self.repair,
             done_bytes: done,
             total_bytes: total,
@@ -154,10 +194,12 @@ impl Node {
             return self.refuse(command, id, &text);
         }
         match &mut self.verify {
-            Some(verify) if resume && verify.state == VerifyState::Stopped => {
-                verify.state = VerifyState::Running;
+            Some(verify) if resume && verify.is_stopped() => {
+                if std::mem::take(&mut verify.marked) {
+                    verify.found.clear();
+                }
+                verify.course = Course::Running;
                 verify.repair |= repair;
-                verify.cause.clear();
             }
             _ if resume => {
                 let text = "no verify was stopped here that could go on";
@@ -171,11 +213,16 @@ impl Node {
 
     fn may_begin_verify(&self, repair: bool) -> Result<(), (ErrorId, String)> {
         let (peer, mirror) = (&self.config.peer, &self.config.mirror);
-        if self.verify.as_ref().is_some_and(Verify::is_running) {
+        let is_over = |verify: &Verify| matches!(verify.course, Course::Over(_));
+        if !self.verify.as_ref().is_none_or(is_over) {
             let text = format!(
                 "a verify is under way; see `kagami status {mirror}`, or end it with `kagami \
                  verify {mirror} --stop`"
             );
+            return Err((ErrorId::Busy, text));
+        }
+        if self.peer_verifies() {
+            let text = format!("{peer} verifies; see `kagami status {mirror}` there");
             return Err((ErrorId::Busy, text));
         }
         let session = self.link.session();
@@ -215,10 +262,42 @@ impl Node {
     pub(super) fn stop_verify(&mut self, cause: &str) {
         self.abandon_pieces();
         if let Some(verify) = self.verify.as_mut().filter(|verify| verify.is_running()) {
-            verify.state = VerifyState::Stopped;
-            cause.clone_into(&mut verify.cause);
-            verify.ending = !verify.found.is_empty();
+            verify.end(Over::Stopped(cause.to_owned()));
             self.event(Severity::Warning, format!("verify stopped: {cause}"));
+        }
+    }
+
+    /// Ends a verify whose findings mean nothing any more. What a complete one found is shown on.
+    pub(super) fn void_verify(&mut self, cause: &str) {
+        let complete = Course::Over(Over::Complete);
+        if let Some(verify) = self.verify.as_mut().filter(|it| it.course != complete) {
+            verify.found.clear();
+        }
+        self.stop_verify(cause);
+    }
+
+    /// This copy becomes the target of a resync: what differs in it is copied like everything else.
+    pub(super) fn hand_findings_over(&mut self) {
+        let is_open =
+            |verify: &&Verify| !verify.marked && verify.course != Course::Over(Over::Complete);
+        if self.verify.as_ref().filter(is_open).is_some() {
+            self.for_each_found(Bitmap::mark);
+            let cause = format!("this copy is made equal to that of {}", self.config.peer);
+            self.void_verify(&cause);
+        }
+    }
+
+    /// A piece that the peer does not read holds guests up: they go on, and so does the link.
+    pub(super) fn stop_stalled_verify(&mut self) {
+        let stalled = self
+            .oldest_piece_at_peer()
+            .is_some_and(|since| self.now.since(since) >= self.config.stall_timeout);
+        if stalled && self.requests.any_waits() {
+            let cause = format!(
+                "the disk of {} took longer than the stall timeout to read what guests waited for",
+                self.config.peer
+            );
+            self.stop_verify(&cause);
         }
     }
 
@@ -404,6 +483,7 @@ impl Node {
             return;
         };
         verify.progress.advance(now, range.len());
+        let first = verify.found.is_empty();
         let mut differs = false;
         for (block, (ours, theirs)) in blocks_of(range).zip(here.iter().zip(&there)) {
             if ours != theirs {
@@ -411,12 +491,13 @@ impl Node {
             }
         }
         let too_many = verify.found.len() > MOST_FOUND;
-        if differs {
+        if differs && first {
             let text = format!(
-                "verify: {} differs within {} (+{} bytes)",
+                "verify: {} differs, first within {} (+{} bytes); `kagami status {}` shows where",
                 self.config.peer,
                 range.start,
-                range.len()
+                range.len(),
+                self.config.mirror
             );
             self.event(Severity::Error, text);
         }
@@ -432,8 +513,7 @@ impl Node {
         let Some(verify) = &mut self.verify else {
             return;
         };
-        verify.state = VerifyState::Complete;
-        verify.ending = !verify.found.is_empty();
+        verify.end(Over::Complete);
         let found = verify.found.len() as u64 * BLOCK;
         if found == 0 {
             self.event(Severity::Info, "verify complete: no differences".to_owned());
@@ -474,14 +554,17 @@ impl Node {
 
     /// Whether what a verify has found is about to be acted upon.
     pub(super) fn is_ending_verify(&self) -> bool {
-        let ending = self.verify.as_ref().is_some_and(|verify| verify.ending);
-        ending && self.disk == DiskState::UpToDate
+        let acting = |verify: &Verify| matches!(verify.course, Course::Acting(_));
+        self.verify.as_ref().is_some_and(acting) && self.disk == DiskState::UpToDate
     }
 
     /// What was found has been acted upon, or cannot be.
     pub(super) fn verify_ended(&mut self) {
-        if let Some(verify) = &mut self.verify {
-            verify.ending = false;
+        if let Some(verify) = &mut self.verify
+            && let Course::Acting(over) = &verify.course
+        {
+            verify.course = Course::Over(over.clone());
+            verify.marked = true;
         }
     }
 
@@ -491,9 +574,7 @@ impl Node {
         self.for_each_found(Bitmap::clear);
         self.save_bitmap();
         if let Some(verify) = &mut self.verify {
-            verify.ending = false;
-            verify.state = VerifyState::Stopped;
-            cause.clone_into(&mut verify.cause);
+            verify.course = Course::Over(Over::Stopped(cause.to_owned()));
         }
     }
 
@@ -513,24 +594,53 @@ impl Node {
         if let Err(what) = self.check_digest_request(&header) {
             return self.protocol_error(what);
         }
-        let Some(connection) = self.link.connection() else {
+        // It did not know yet of a change of role or generation, and is about to stop.
+        let stale = header.generation != self.record.generation.tag();
+        if stale || self.role == Role::Primary {
+            return;
+        }
+        self.settle_two_verifies();
+        let now = self.now;
+        let Some((connection, session)) = self.link.connection().zip(self.link.session_mut())
+        else {
             return;
         };
+        session.compared.asked = Some(now);
         let range = ByteRange::new(header.offset, header.length.into());
         let id = header.id;
         let op = self.ops.start(Purpose::PeerPiece { connection, id });
         self.out.push(Action::Digest { op, range });
     }
 
+    /// Both nodes were asked to verify at once. Both would find the same and each leave the other behind:
+    /// the one with the smaller replica id goes on.
+    fn settle_two_verifies(&mut self) {
+        let theirs = self.link.session().map(|session| session.hello.replica);
+        let goes_on = theirs.is_some_and(|theirs| self.record.replica < theirs);
+        if !goes_on && self.verify.as_ref().is_some_and(Verify::is_running) {
+            let cause = format!("{} verifies at the same time", self.config.peer);
+            self.void_verify(&cause);
+        }
+    }
+
+    /// Whether the peer is verifying, as far as can be told: it does not say when it has done.
+    fn peer_verifies(&self) -> bool {
+        let asked = self
+            .link
+            .session()
+            .and_then(|session| session.compared.asked);
+        asked.is_some_and(|at| self.now.since(at) < self.config.stall_timeout)
+    }
+
     fn check_digest_request(&self, header: &Header) -> Result<(), &'static str> {
         let session = self.link.session();
         let range = ByteRange::new(header.offset, header.length.into());
+        let before = self.record.ancestry.first();
+        let mut known = std::iter::once(&self.record.generation).chain(before);
         if !session.is_some_and(|session| matches!(session.mode, Mode::InSync)) {
             Err("a comparison of replicas that are not in sync")
-        } else if header.generation != self.record.generation.tag() {
+        } else if !known.any(|known| known.tag() == header.generation) {
             Err("a comparison in another generation")
-        } else if self.role == Role::Primary {
-            Err("a comparison that a Primary would have to drive")
         } else if !range.start.is_multiple_of(BLOCK)
             || range.is_empty()
             || range.len() > RESYNC_CHUNK
@@ -553,15 +663,31 @@ impl Node {
         result: Result<Vec<Digest>, DiskError>,
     ) {
         if self.link.connection() == Some(connection) {
+            if result.is_err() {
+                self.tell_unreadable();
+            }
             let generation = self.record.generation.tag();
             let bytes = digest_bytes(&result.unwrap_or_default());
             self.send_control(Header::bare(FrameType::Digests, generation, id), bytes);
         }
     }
 
+    /// Once for a connection: a dead disk fails everywhere.
+    fn tell_unreadable(&mut self) {
+        let session = self.link.session_mut();
+        let told = session.map(|session| std::mem::replace(&mut session.compared.told, true));
+        if told == Some(false) {
+            let text = format!(
+                "the local disk cannot be read where {} compares, which counts as different",
+                self.config.peer
+            );
+            self.event(Severity::Error, text);
+        }
+    }
+
     /// Whether a change of role must wait until an operator has dealt with what was found.
     pub(super) fn has_found_differences(&self) -> bool {
-        let open = |verify: &Verify| verify.ending || verify.state != VerifyState::Complete;
+        let open = |verify: &Verify| verify.course != Course::Over(Over::Complete);
         let verify = self.verify.as_ref().filter(|verify| open(verify));
         verify.is_some_and(|verify| !verify.found.is_empty())
             && self.record.holders == Holders::Both
