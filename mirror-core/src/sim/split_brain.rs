@@ -55,6 +55,10 @@ impl Cluster {
     }
 
     fn split_begin(&mut self) {
+        // What was asked before is not to take effect in the middle of the story.
+        if self.operator.busy(0) || self.operator.busy(1) {
+            return;
+        }
         let Some(serving) = (0..2).find(|h| self.serving(*h)) else {
             // Faults left nobody in service: this seed tells the sane story.
             self.operator.split = SplitBrain::Not;
