@@ -4,6 +4,8 @@ use mirror_core::config::{
     Config, IoBackend, MAX_STALL_TIMEOUT, MIN_STALL_TIMEOUT, Metadata, NbdAddress, parse_duration,
     parse_size,
 };
+use mirror_core::limits::MIN_COPY_RATE;
+use mirror_core::types::CopyRates;
 use std::fmt::Write;
 use std::path::Path;
 
@@ -83,6 +85,13 @@ fn check(config: &Config) {
         let timeouts = MIN_STALL_TIMEOUT..=MAX_STALL_TIMEOUT;
         assert!(timeouts.contains(&mirror.stall_timeout));
         assert_ne!(mirror.sides[0].node, mirror.sides[1].node);
+        let CopyRates { max, min } = mirror.copy_rates;
+        assert!(
+            max.into_iter()
+                .chain(min)
+                .all(|rate| rate.get() >= MIN_COPY_RATE)
+        );
+        assert!(max.is_none_or(|max| min.is_none_or(|min| min <= max)));
         for side in &mirror.sides {
             assert!(config.node(&side.node).is_some() && side.disk.is_absolute());
             match &side.nbd {
@@ -158,6 +167,16 @@ fn write_out(config: &Config) -> String {
             nbd.join(", "),
         );
         written.expect("a string takes everything");
+        let rates = [
+            ("max", mirror.copy_rates.max),
+            ("min", mirror.copy_rates.min),
+        ];
+        for (which, rate) in rates {
+            if let Some(rate) = rate {
+                let written = writeln!(text, "resync-{which}-rate = \"{rate}\"");
+                written.expect("a string takes everything");
+            }
+        }
     }
     text
 }

@@ -14,7 +14,7 @@ use mirror_core::node::boundary::{
     Payload, RequestId,
 };
 use mirror_core::node::{MetadataPlace, Node, NodeConfig};
-use mirror_core::types::{ArbiterId, BootId, ByteRange, Digest, ReplicaId, Time};
+use mirror_core::types::{ArbiterId, BootId, ByteRange, CopyRates, Digest, ReplicaId, Time};
 use mirror_core::wire::message::{Goodbye, Hello, Lineage, PeerState};
 use mirror_core::wire::{FrameType, Header, PayloadKind};
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -107,6 +107,7 @@ impl Host {
             peer: peer.into(),
             metadata: MetadataPlace::External,
             stall_timeout: Duration::from_secs(2),
+            copy_rates: CopyRates::default(),
             arbiter: ArbiterId::NONE,
             lease: Duration::from_secs(1),
             log_extents: ACTIVITY_LOG_SLOTS,

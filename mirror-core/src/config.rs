@@ -13,6 +13,7 @@ mod units;
 pub use units::{UnitError, parse_duration, parse_size};
 
 use crate::error::{ErrorId, Refusal};
+use crate::types::CopyRates;
 use document::Document;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -85,6 +86,8 @@ pub struct Mirror {
     pub sides: [Side; 2],
     /// How long a silent peer may hold a guest's write.
     pub stall_timeout: Duration,
+    /// How fast a resync or a verify may go, and is to.
+    pub copy_rates: CopyRates,
 }
 
 /// One node's part of a mirror.

@@ -22,6 +22,12 @@ pub const MAX_PAYLOAD: u32 = 32 << 20;
 /// that a guest write behind it waits little.
 pub const RESYNC_CHUNK: u64 = 256 << 10;
 
+/// How much earlier than `resync-max-rate` has it pieces may begin, so that some go together.
+pub const COPY_BURST: Duration = Duration::from_millis(100);
+
+/// The least that `resync-max-rate` and `resync-min-rate` may be, in bytes per second.
+pub const MIN_COPY_RATE: u64 = 64 << 10;
+
 /// Resync chunks in flight while the guest is idle.
 pub const RESYNC_WINDOW_IDLE: usize = 16;
 

@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 /// A point on the driver's monotonic clock, in nanoseconds since an epoch of the driver's choice.
@@ -12,6 +13,15 @@ use std::time::Duration;
 /// The core never reads a clock: every [`crate::node::Node::handle`] call is told the time.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Hash)]
 pub struct Time(pub u64);
+
+/// How fast a resync or a verify is to go over the device, in bytes per second.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct CopyRates {
+    /// `resync-max-rate`: no faster.
+    pub max: Option<NonZeroU64>,
+    /// `resync-min-rate`: no slower on account of guests, as far as disks and link allow.
+    pub min: Option<NonZeroU64>,
+}
 
 impl Time {
     /// The time `span` after this one; saturates.

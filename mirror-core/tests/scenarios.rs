@@ -90,6 +90,7 @@ fn node(at: usize, generation_seed: u128) -> Node {
         peer: NAMES[1 - at].into(),
         metadata: MetadataPlace::External,
         stall_timeout: STALL,
+        copy_rates: CopyRates::default(),
         arbiter: ArbiterId::NONE,
         lease: Duration::from_secs(1),
         log_extents: ACTIVITY_LOG_SLOTS,

@@ -291,6 +291,7 @@ impl Mirror {
                 Metadata::External(_) => MetadataPlace::External,
             },
             stall_timeout: self.config.stall_timeout,
+            copy_rates: self.config.copy_rates,
             arbiter: ArbiterId::NONE,
             lease: DEFAULT_LEASE,
             log_extents: ACTIVITY_LOG_SLOTS,

@@ -113,6 +113,8 @@ pub struct ClusterOptions {
     pub metadata: MetadataPlace,
     /// `stall-timeout`.
     pub stall_timeout: Duration,
+    /// `resync-max-rate`, in bytes per second.
+    pub resync_max_rate: Option<u64>,
     /// Whether the mirror links go through a [`Proxy`] each.
     pub proxied: bool,
     /// Whether the daemons live in a network namespace of their own, so that packets can be
@@ -135,6 +137,7 @@ impl Default for ClusterOptions {
             disk_size: 256 * MIB,
             metadata: MetadataPlace::External,
             stall_timeout: Duration::from_secs(2),
+            resync_max_rate: None,
             proxied: false,
             own_network: false,
             nbd_on_tcp: false,
@@ -431,6 +434,9 @@ impl Cluster {
                 stall = self.options.stall_timeout.as_millis(),
             )
             .expect("writing to a string");
+            if let Some(rate) = self.options.resync_max_rate {
+                writeln!(text, "resync-max-rate = \"{rate}B\"").expect("writing to a string");
+            }
         }
         text
     }

@@ -4,10 +4,10 @@ use kagami_tests::{
     Cluster, ClusterOptions, Deadline, GIB, Ledger, MIB, NbdCommand, Node, WriteLoad, pace,
     wait_until,
 };
-use mirror_core::limits::{ACTIVITY_LOG_SLOTS, BLOCK, EXTENT};
+use mirror_core::limits::{ACTIVITY_LOG_SLOTS, BLOCK, EXTENT, RESYNC_CHUNK};
 use std::collections::HashSet;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What the protocol may add to `bytes` of blocks: 3 %.
 fn with_overhead(bytes: u64) -> u64 {
@@ -59,6 +59,38 @@ fn after_a_disconnection_only_written_blocks_move() {
             "{moved} bytes for {written}"
         );
     }
+}
+
+/// What follows from a rate is how long it takes at least; a slow machine only makes it longer.
+#[test]
+fn neither_resync_nor_verify_is_faster_than_it_may_be() {
+    const RATE: u64 = 16 * MIB;
+    const SIZE: u64 = 48 * MIB;
+    let cluster = Cluster::mirrored(ClusterOptions {
+        disk_size: SIZE,
+        resync_max_rate: Some(RATE),
+        ..ClusterOptions::default()
+    });
+    let least = |bytes: u64| Duration::from_secs(bytes).div_f64(RATE as f64);
+    cluster.verb(Node::A, "disconnect", &[]).expect_code(0);
+    let everything = WriteLoad {
+        first_block: 0,
+        blocks: SIZE / BLOCK,
+        depth: 32,
+        durable_every: 0,
+    };
+    everything.write_each(cluster.nbd_address(Node::A, 0), &mut Ledger::default());
+    // A piece and a tenth of a second's worth may be ahead of the rate.
+    let paced = SIZE - RATE / 10 - RESYNC_CHUNK;
+    for (verb, args) in [("connect", &[][..]), ("verify", &["--wait"])] {
+        let begun = Instant::now();
+        cluster.verb(Node::A, verb, args).expect_code(0);
+        cluster.wait_mirrored();
+        let took = begun.elapsed();
+        println!("{verb}: {SIZE} bytes at {RATE} a second in {took:?}");
+        assert!(took >= least(paced), "{verb}: {took:?}");
+    }
+    cluster.assert_identical();
 }
 
 #[test]

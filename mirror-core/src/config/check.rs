@@ -2,14 +2,16 @@
 
 use super::document::{Document, PerNode, TOP, Table, Value};
 use super::taken::{Claim, Taken};
-use super::units::{excerpt, parse_duration};
+use super::units::{excerpt, parse_duration, parse_size};
 use super::{
     Config, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, IoBackend, MAX_STALL_TIMEOUT, MIN_STALL_TIMEOUT,
     Metadata, Mirror, NbdAddress, Node, Side,
 };
 use crate::error::{ErrorId, Refusal};
-use crate::limits::DEFAULT_STALL_TIMEOUT;
+use crate::limits::{DEFAULT_STALL_TIMEOUT, MIN_COPY_RATE};
+use crate::types::CopyRates;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 use toml::Spanned;
@@ -105,7 +107,7 @@ fn node(value: &Value<'_>, taken: &mut Taken<'_>) -> Result<Node, Refusal> {
     Ok(node)
 }
 
-const MIRROR_KEYS: [&str; 8] = [
+const MIRROR_KEYS: [&str; 10] = [
     "name",
     "mode",
     "port",
@@ -114,6 +116,8 @@ const MIRROR_KEYS: [&str; 8] = [
     "nbd",
     "device",
     "stall-timeout",
+    "resync-max-rate",
+    "resync-min-rate",
 ];
 
 fn mirror(
@@ -135,6 +139,7 @@ fn mirror(
     let disk = table.required("disk", "{ a = \"/dev/…\", b = \"/dev/…\" }")?;
     let pair = pair(doc, &disk, nodes)?;
     let stall_timeout = stall_timeout(&table)?;
+    let copy_rates = copy_rates(&table)?;
 
     let metadata = table.optional("metadata");
     let nbd = table.optional("nbd");
@@ -194,6 +199,7 @@ fn mirror(
         port,
         sides,
         stall_timeout,
+        copy_rates,
     })
 }
 
@@ -400,6 +406,37 @@ fn io_backend(table: &Table<'_>) -> Result<IoBackend, Refusal> {
                 "`{}` is no way to do I/O; write \"auto\", \"io_uring\" or \"threads\"",
                 excerpt(other)
             ),
+        )),
+    }
+}
+
+fn copy_rates(table: &Table<'_>) -> Result<CopyRates, Refusal> {
+    let rates = CopyRates {
+        max: copy_rate(table, "resync-max-rate")?,
+        min: copy_rate(table, "resync-min-rate")?,
+    };
+    if let (Some(max), Some(min)) = (rates.max, rates.min)
+        && min > max
+        && let Some(value) = table.optional("resync-min-rate")
+    {
+        let text = "it is more than `resync-max-rate`; lower it, or raise that";
+        return Err(value.refuse(ErrorId::ConfigConflict, text));
+    }
+    Ok(rates)
+}
+
+/// Bytes per second.
+fn copy_rate(table: &Table<'_>, key: &str) -> Result<Option<NonZeroU64>, Refusal> {
+    let Some(value) = table.optional(key) else {
+        return Ok(None);
+    };
+    let rate =
+        parse_size(value.string()?).map_err(|error| value.refuse(ErrorId::ConfigValue, error))?;
+    match NonZeroU64::new(rate) {
+        Some(sound) if rate >= MIN_COPY_RATE => Ok(Some(sound)),
+        _ => Err(value.refuse(
+            ErrorId::ConfigValue,
+            "too little for a second; write \"64KiB\" or more, or leave it out",
         )),
     }
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use proptest::prelude::*;
+use std::num::NonZeroU64;
 
 const EXAMPLE: &str = r#"[cluster]
 name = "branch7"
@@ -26,6 +27,8 @@ metadata = "internal"
 nbd = { a = "unix:/run/kagami/r0-a.sock", b = "unix:/run/kagami/r0-b.sock" }
 device = "auto"
 stall-timeout = "2s"
+resync-max-rate = "100MiB"
+resync-min-rate = "4MiB"
 "#;
 
 fn parse(text: &str) -> Result<Config, Refusal> {
@@ -66,6 +69,11 @@ fn the_documented_file() {
     );
     let r0 = config.mirror("r0").unwrap();
     assert_eq!((r0.port, r0.stall_timeout), (7790, Duration::from_secs(2)));
+    let rates = CopyRates {
+        max: NonZeroU64::new(100 << 20),
+        min: NonZeroU64::new(4 << 20),
+    };
+    assert_eq!(r0.copy_rates, rates);
     let (mine, peer) = r0.sides_of("b").unwrap();
     assert_eq!((mine.node.as_str(), peer.node.as_str()), ("b", "a"));
     assert_eq!(mine.disk, Path::new("/srv/b.img"));
@@ -102,7 +110,12 @@ fn what_may_be_left_out() {
     ] {
         text = text.replacen(line, "", 1);
     }
-    for key in ["nbd = ", "stall-timeout = "] {
+    for key in [
+        "nbd = ",
+        "stall-timeout = ",
+        "resync-max-rate = ",
+        "resync-min-rate = ",
+    ] {
         let line = text
             .lines()
             .find(|line| line.starts_with(key))
@@ -113,6 +126,7 @@ fn what_may_be_left_out() {
     let config = parse(&text).unwrap();
     let r0 = &config.mirrors[0];
     assert_eq!(r0.stall_timeout, crate::limits::DEFAULT_STALL_TIMEOUT);
+    assert_eq!(r0.copy_rates, CopyRates::default());
     assert!(r0.sides.iter().all(|side| side.nbd.is_none()));
     assert!(
         r0.sides
@@ -171,7 +185,7 @@ fn three_nodes_and_a_chain_of_mirrors() {
     refused(
         &same_port,
         ErrorId::ConfigConflict,
-        "29:8",
+        "31:8",
         "port 7790 on 127.0.0.2 (node `b`)",
     );
     let foreign = text.replace(
@@ -289,6 +303,11 @@ fn every_key_of_the_wrong_type() {
         ),
         ("device = \"auto\"", "device = 1", "22:10"),
         ("stall-timeout = \"2s\"", "stall-timeout = 2", "23:17"),
+        (
+            "resync-max-rate = \"100MiB\"",
+            "resync-max-rate = 100",
+            "24:19",
+        ),
     ] {
         refused(&with(line, wrong), ErrorId::ConfigSyntax, at, "; write ");
     }
@@ -385,9 +404,30 @@ fn every_value_out_of_range() {
             "stall-timeout = \"soon\"",
             "23:17",
         ),
+        (
+            "resync-max-rate = \"100MiB\"",
+            "resync-max-rate = \"63KiB\"",
+            "24:19",
+        ),
+        (
+            "resync-max-rate = \"100MiB\"",
+            "resync-max-rate = \"fast\"",
+            "24:19",
+        ),
+        (
+            "resync-min-rate = \"4MiB\"",
+            "resync-min-rate = \"0\"",
+            "25:19",
+        ),
     ] {
         refused(&with(line, wrong), ErrorId::ConfigValue, at, "; ");
     }
+    refused(
+        &with("resync-min-rate = \"4MiB\"", "resync-min-rate = \"1GiB\""),
+        ErrorId::ConfigConflict,
+        "25:19",
+        "more than `resync-max-rate`",
+    );
     assert!(parse(&with("stall-timeout = \"2s\"", "stall-timeout = \"1m\"")).is_ok());
     assert!(parse(&with("stall-timeout = \"2s\"", "stall-timeout = \"100ms\"")).is_ok());
 }
@@ -403,7 +443,7 @@ fn every_key_twice() {
     refused(
         &(EXAMPLE.to_owned() + "[cluster]\n"),
         ErrorId::ConfigSyntax,
-        "24:2",
+        "26:2",
         "duplicate",
     );
 }
@@ -417,44 +457,44 @@ fn contradictions() {
     refused(
         &two.replace("\"r1\"", "\"r0\""),
         conflict,
-        "26:8",
+        "28:8",
         "mirror `r0` is defined twice, first on line 16",
     );
     refused(
         &two.replace("7791", "7790"),
         conflict,
-        "27:8",
+        "29:8",
         "port 7790 on 127.0.0.1 (node `a`) is used twice",
     );
     refused(
         &two.replace("/srv/r1.img", "/srv//./a.img"),
         conflict,
-        "28:8",
+        "30:8",
         "first on line 19",
     );
     refused(
         &(two.clone() + "metadata = \"/srv/b.img\"\n"),
         conflict,
-        "29:12",
+        "31:12",
         "node `b`",
     );
     refused(
         &(two.clone() + "metadata = \"/srv/r1.img\"\n"),
         conflict,
-        "29:12",
+        "31:12",
         "is used twice",
     );
     let nbd = "nbd = { a = \"unix:/run/kagami/r0-a.sock\" }\n";
     refused(
         &(two.clone() + nbd),
         conflict,
-        "29:13",
+        "31:13",
         "is used twice on node `a`",
     );
     refused(
         &(two.clone() + "nbd = \"tcp:127.0.0.2:7790\"\n"),
         conflict,
-        "29:7",
+        "31:7",
         "node `b`",
     );
     refused(
@@ -509,13 +549,13 @@ fn what_comes_later_is_refused_as_such() {
     refused(
         &(EXAMPLE.to_owned() + "[[group]]\n"),
         reserved,
-        "24:3",
+        "26:3",
         "[[group]] is not supported yet",
     );
     refused(
         &(EXAMPLE.to_owned() + "[[monitor]]\n"),
         reserved,
-        "24:3",
+        "26:3",
         "[[monitor]]",
     );
     refused(
@@ -574,7 +614,7 @@ fn unknown_keys() {
     refused(
         &(EXAMPLE.to_owned() + "\"two\\nlines\" = 1\n"),
         syntax,
-        "24:1",
+        "26:1",
         "two\\nlines",
     );
     refused(

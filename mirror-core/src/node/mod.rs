@@ -16,6 +16,7 @@
 //! | `transition`, `effect` | changes of role, generation and holders, stage by stage |
 //! | `resync` | making the peer's replica equal again |
 //! | `verify` | comparing the two replicas |
+//! | `pace` | how fast those two go |
 //! | `replica` | the peer's writes on this disk |
 //! | `commands`, `attach`, `status`, `timer`, `operation` | the rest |
 
@@ -30,6 +31,7 @@ pub(crate) mod handshake;
 mod link;
 mod operation;
 mod ordering;
+mod pace;
 mod records;
 mod replica;
 mod request;
@@ -48,7 +50,7 @@ use crate::meta::activity_log::Transaction;
 use crate::meta::bitmap::Bitmap;
 use crate::meta::superblock::Superblock;
 use crate::types::{
-    ArbiterId, BootId, ByteRange, Digest, DiskState, Generation, ReplicaId, Role, Time,
+    ArbiterId, BootId, ByteRange, CopyRates, Digest, DiskState, Generation, ReplicaId, Role, Time,
 };
 use crate::wire::message::{Hello, PeerState};
 use crate::wire::{FrameType, Header};
@@ -61,6 +63,7 @@ use boundary::{
 use link::{AfterLoss, Link, PeerTag, SlowPeer};
 use operation::{Operations, Purpose};
 use ordering::RangeLocks;
+use pace::Pace;
 use records::RecordQueue;
 use request_table::Requests;
 use status::Totals;
@@ -90,6 +93,8 @@ pub struct NodeConfig {
     /// Whom the mirror's record is kept with; [`ArbiterId::NONE`] for nobody. The driver reaches
     /// it on [`boundary::Action::AskArbiter`].
     pub arbiter: ArbiterId,
+    /// How fast a resync or a verify may go, and is to.
+    pub copy_rates: CopyRates,
     /// How long the peer's word lets a Primary answer reads (R4); both nodes alike.
     pub lease: Duration,
     /// Extents that the activity log keeps active at once: [`crate::limits::ACTIVITY_LOG_SLOTS`], or
@@ -208,6 +213,7 @@ pub struct Node {
 
     /// The comparison under way, or the last one.
     verify: Option<Verify>,
+    pace: Pace,
 }
 
 impl Node {
@@ -266,6 +272,7 @@ impl Node {
             invalidating: None,
             commands: VecDeque::new(),
             verify: None,
+            pace: Pace::default(),
         }
     }
 
@@ -383,6 +390,8 @@ impl Node {
             Timer::Checkpoint => self.checkpoint_due = true,
             // The waiting command is looked at again, and finds its patience gone.
             Timer::CommandPatience => {}
+            // Whatever happens lets resync and verify look whether they may go on.
+            Timer::Pace => {}
             Timer::Invalidation => self.invalidation_timed_out(),
             Timer::Arbiter => self.arbiter_is_late(),
             // Who waits for a lease, or for its end, is looked at again.

@@ -14,10 +14,7 @@ use super::ordering::Claimant;
 use super::timer::Timer;
 use super::transition::Kind;
 use crate::error::{ErrorId, Refusal};
-use crate::limits::{
-    GUEST_ACTIVE, RESYNC_CHECKPOINT_BYTES, RESYNC_CHECKPOINT_TIME, RESYNC_CHUNK,
-    RESYNC_WINDOW_BUSY, RESYNC_WINDOW_IDLE,
-};
+use crate::limits::{RESYNC_CHECKPOINT_BYTES, RESYNC_CHECKPOINT_TIME, RESYNC_CHUNK};
 use crate::types::{ByteRange, Time};
 use crate::wire::{FLAG_MAY_UNMAP, FrameType, Header};
 use std::time::Duration;
@@ -190,16 +187,6 @@ impl Node {
         }
     }
 
-    /// How many chunks of a resync, or pieces of a verify, may be on their way at once.
-    pub(super) fn copy_window(&self) -> usize {
-        let busy = self.now.since(self.guest_active) < GUEST_ACTIVE && self.requests.len() > 0;
-        if busy {
-            RESYNC_WINDOW_BUSY
-        } else {
-            RESYNC_WINDOW_IDLE
-        }
-    }
-
     /// Takes the next dirty run into the window. Returns whether there was room and one to take.
     fn start_chunk(&mut self) -> bool {
         let window = self.copy_window();
@@ -223,6 +210,10 @@ impl Node {
             }
             return false;
         };
+        if !self.copy_may_go_on() {
+            return false;
+        }
+        self.copy_begins(range.len());
         self.chunk_serial = self.chunk_serial.wrapping_add(1);
         let serial = self.chunk_serial;
         let Some(resync) = self.resync() else {

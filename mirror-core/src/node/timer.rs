@@ -19,11 +19,13 @@ pub(super) enum Timer {
     Invalidation,
     /// The arbiter has not answered.
     Arbiter,
+    /// The next piece of a resync or a verify is due at the rate that is allowed.
+    Pace,
     /// A lease has run half its time, or those are over that this node gave.
     Lease,
 }
 
-const TIMERS: [Timer; 8] = [
+const TIMERS: [Timer; 9] = [
     Timer::Heartbeat,
     Timer::Handshake,
     Timer::Reconnect,
@@ -31,6 +33,7 @@ const TIMERS: [Timer; 8] = [
     Timer::CommandPatience,
     Timer::Invalidation,
     Timer::Arbiter,
+    Timer::Pace,
     Timer::Lease,
 ];
 

@@ -359,9 +359,13 @@ impl Node {
         let Some(verify) = &mut self.verify else {
             return false;
         };
-        if verify.pieces.len() >= window || verify.cursor >= size {
+        let full = verify.pieces.len() >= window || verify.cursor >= size;
+        if full || !self.copy_may_go_on() {
             return false;
         }
+        let Some(verify) = &mut self.verify else {
+            return false;
+        };
         let range = ByteRange {
             start: verify.cursor,
             end: size.min(verify.cursor + RESYNC_CHUNK),
@@ -374,6 +378,7 @@ impl Node {
             range,
             stage: Stage::AwaitingRange,
         });
+        self.copy_begins(range.len());
         if self.locks.acquire(range, Claimant::Piece(serial)) {
             self.piece_has_range(serial);
         }

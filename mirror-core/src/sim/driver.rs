@@ -9,7 +9,9 @@ use super::faults::DISK_SPIKE;
 use super::host::NAMES;
 use super::network::{Condition, Frame, Heard, WireBody};
 use super::options::{Chance, DiskBias};
-use crate::limits::{MAX_CONTROL_PAYLOAD, MAX_PAYLOAD, RESYNC_CHUNK, SECTOR, ZERO_PIECE};
+use crate::limits::{
+    COPY_BURST, MAX_CONTROL_PAYLOAD, MAX_PAYLOAD, RESYNC_CHUNK, SECTOR, ZERO_PIECE,
+};
 use crate::node::MetadataPlace;
 use crate::node::boundary::{Action, Body, ConnectionId, DiskError, Input, OpId};
 use crate::types::{ByteRange, Time};
@@ -95,6 +97,12 @@ impl Cluster {
                     true => Checksum::Wanted,
                     false => Checksum::NotWanted,
                 };
+                if checksum {
+                    self.check_copy_rate(h, range.len())?;
+                }
+                let Some(process) = &mut self.hosts[h].process else {
+                    return Ok(());
+                };
                 process.operations.insert(op, Purpose::Read(wanted));
                 let (start, count) = (range.start / SECTOR, range.len() / SECTOR);
                 self.submit(h, op, Operation::Read { start, count })
@@ -127,6 +135,26 @@ impl Cluster {
                 self.submit(h, op, Operation::Write { start, data, fua })
             }
             other => Err(format!("{other:?} is not for the data")),
+        }
+    }
+
+    /// R9: a resync is no faster than it may be, counted from its first chunk in a daemon's life.
+    fn check_copy_rate(&mut self, h: usize, bytes: u64) -> Result<(), String> {
+        let now = self.hosts[h].now(self.now);
+        let (Some(rate), Some(process)) =
+            (self.options.copy_rates().max, &mut self.hosts[h].process)
+        else {
+            return Ok(());
+        };
+        let (since, before) = *process.copied.get_or_insert((now, 0));
+        process.copied = Some((since, before + bytes));
+        let spent = (now.since(since) + COPY_BURST).as_nanos();
+        let allowed = spent * u128::from(rate.get()) / 1_000_000_000;
+        match u128::from(before) <= allowed + u128::from(RESYNC_CHUNK) {
+            true => Ok(()),
+            false => Err(format!(
+                "R9: {before} bytes were copied, and {allowed} were due"
+            )),
         }
     }
 

@@ -32,6 +32,8 @@ pub(super) struct Process {
     pub erred: bool,
     /// A superblock is on its way to the disk since custody was looked at.
     pub record_changes: bool,
+    /// When the first chunk of a resync was read, and how many bytes since.
+    pub copied: Option<(Time, u64)>,
     pub tick_at: Option<Time>,
     pub operations: HashMap<OpId, Purpose>,
 }
@@ -173,6 +175,7 @@ impl Cluster {
             peer: NAMES[1 - h].to_owned(),
             metadata: self.options.metadata,
             stall_timeout: self.options.stall_timeout,
+            copy_rates: self.options.copy_rates(),
             arbiter: self.options.arbiter(),
             lease: self.options.lease,
             log_extents: self.options.log_extents,
@@ -188,6 +191,7 @@ impl Cluster {
             detached: false,
             erred: false,
             record_changes: false,
+            copied: None,
             tick_at: None,
             operations: HashMap::new(),
         });

@@ -7,8 +7,9 @@ use super::text::Text;
 use crate::limits::ACTIVITY_LOG_SLOTS;
 use crate::meta::Layout;
 use crate::node::MetadataPlace;
-use crate::types::ArbiterId;
+use crate::types::{ArbiterId, CopyRates};
 use std::fmt;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 /// How far a clock's rate may be off, in millionths: two that are so far off in opposite directions
@@ -163,6 +164,7 @@ pub struct Options {
     pub heals_without_primary: bool,
     pub sweep: bool,
     pub verifies: bool,
+    pub copy_rate: u64,
     pub rare_faults: Vec<FaultKind>,
     pub drift: [i32; 2],
 }
@@ -250,6 +252,11 @@ impl Options {
                 && seed.is_multiple_of(4),
             sweep: store_size >= 64 << 20 && rng.bool(),
             verifies: seed % 8 == 5 && store_size < 1 << 30,
+            // All of it in one to eight seconds.
+            copy_rate: match seed % 8 {
+                7 => store_size / (1 + seed / 8 % 8),
+                _ => 0,
+            },
             rare_faults: rare_faults(&mut rng, arbitration),
             drift: match rng.u8(0..6) {
                 0 => [(); 2].map(|()| rng.i32(-MOST_DRIFT..MOST_DRIFT)),
@@ -319,6 +326,14 @@ impl Options {
         }
     }
 
+    /// How fast a resync or a verify may go, if that is bounded, and is to go beside guests.
+    pub(super) fn copy_rates(&self) -> CopyRates {
+        CopyRates {
+            max: NonZeroU64::new(self.copy_rate),
+            min: NonZeroU64::new(self.copy_rate / 4),
+        }
+    }
+
     /// Whom the mirror's record is kept with.
     pub(super) fn arbiter(&self) -> ArbiterId {
         match self.arbitration {
@@ -376,6 +391,7 @@ impl Options {
             heals_without_primary: false,
             sweep: false,
             verifies: false,
+            copy_rate: 0,
             pace: Pace::Steady,
             small_requests: false,
             rare_faults: Vec::new(),

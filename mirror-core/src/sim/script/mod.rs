@@ -99,8 +99,8 @@ fn run_step(
             Ok(())
         }
         (Command::Create(..), Some(_)) => Err("there are two machines already".to_owned()),
-        (Command::Create(sizes, arbitration), world) => {
-            *world = Some(World::create(*sizes, *arbitration)?);
+        (Command::Create(beginning), world) => {
+            *world = Some(World::create(*beginning)?);
             Ok(())
         }
         (_, None) => Err("there is no machine yet: `create 8M`".to_owned()),

@@ -4,8 +4,9 @@ use super::cells::{Facts, facts};
 use crate::limits::SECTOR;
 use crate::node::boundary::{self, PrimaryMode};
 use crate::sim::verify::{VERIFY, VERIFY_AND_REPAIR, VERIFY_ON};
-use crate::types::ByteRange;
+use crate::types::{ByteRange, CopyRates};
 use std::fmt;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 /// Between the commands of a block and its output.
@@ -175,9 +176,18 @@ pub(super) enum ArbiterStep {
 }
 
 /// What a script can do.
+/// What a story begins with.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(super) struct Beginning {
+    /// Bytes of each disk.
+    pub sizes: [u64; 2],
+    pub arbitration: Arbitration,
+    pub copy_rates: CopyRates,
+}
+
 #[derive(Clone, PartialEq, Debug)]
 pub(super) enum Command {
-    Create([u64; 2], Arbitration),
+    Create(Beginning),
     Quiet,
     /// A request, or the same one at several places in turn.
     Guest(Host, Vec<Ask>),
@@ -320,18 +330,23 @@ fn command(text: &str) -> Result<Command, String> {
 
 fn create(words: &mut Words<'_>) -> Result<Command, String> {
     let size = words.bytes("the size of a disk")?;
-    let arbitrated = words.flag("arbitrated");
-    let other = if words.is_empty() {
-        size
-    } else {
-        words.bytes("the size of b's disk")?
+    let mut beginning = Beginning {
+        sizes: [size; 2],
+        arbitration: Arbitration::Nobody,
+        copy_rates: CopyRates::default(),
     };
-    let arbitration = if arbitrated || words.flag("arbitrated") {
-        Arbitration::Arbiter
-    } else {
-        Arbitration::Nobody
-    };
-    Ok(Command::Create([size, other], arbitration))
+    while !words.is_empty() {
+        if words.flag("arbitrated") {
+            beginning.arbitration = Arbitration::Arbiter;
+        } else if words.flag("max-rate") {
+            beginning.copy_rates.max = NonZeroU64::new(words.bytes("bytes per second")?);
+        } else if words.flag("min-rate") {
+            beginning.copy_rates.min = NonZeroU64::new(words.bytes("bytes per second")?);
+        } else {
+            beginning.sizes[1] = words.bytes("the size of b's disk")?;
+        }
+    }
+    Ok(Command::Create(beginning))
 }
 
 fn arbiter(words: &mut Words<'_>) -> Result<ArbiterStep, String> {

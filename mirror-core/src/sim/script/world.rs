@@ -4,7 +4,7 @@
 
 use super::arbiter::{ARBITER, Arbiter};
 use super::disk::{Disk, LEFTOVER, survives};
-use super::parse::{Arbitration, Ask, Channel, Host, Kept, Part};
+use super::parse::{Arbitration, Ask, Beginning, Channel, Host, Kept, Part};
 use super::promises::{Promises, Written};
 use super::words::{Names, values};
 use crate::error::ErrorId;
@@ -16,7 +16,7 @@ use crate::node::boundary::{
 use crate::node::{MetadataPlace, Node, NodeConfig};
 use crate::sim::buffers::{Buffers, Checksum, Stamps};
 use crate::sim::host::NAMES;
-use crate::types::{ArbiterId, BootId, ByteRange, ReplicaId, Time};
+use crate::types::{ArbiterId, BootId, ByteRange, CopyRates, ReplicaId, Time};
 use crate::wire::{FrameType, Header};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
@@ -178,6 +178,7 @@ pub(super) struct World {
     cable: bool,
     connections: u64,
     meeting_at: Option<Time>,
+    copy_rates: CopyRates,
     pub arbiter: Option<Arbiter>,
     /// The ids of the register's values, in the order of their first appearance.
     pub registered: Vec<u128>,
@@ -198,7 +199,12 @@ pub(super) struct World {
 
 impl World {
     /// Two new replicas whose daemons run and have met.
-    pub fn create(sizes: [u64; 2], arbitration: Arbitration) -> Result<World, String> {
+    pub fn create(beginning: Beginning) -> Result<World, String> {
+        let Beginning {
+            sizes,
+            arbitration,
+            copy_rates,
+        } = beginning;
         let machines = [machine(0, sizes[0], 0)?, machine(1, sizes[1], 0)?];
         let mut world = World {
             now: Time(1),
@@ -208,6 +214,7 @@ impl World {
             cable: true,
             connections: 0,
             meeting_at: None,
+            copy_rates,
             arbiter: (arbitration == Arbitration::Arbiter).then(Arbiter::default),
             registered: Vec::new(),
             promises: Promises::default(),
@@ -387,6 +394,7 @@ impl World {
             peer: NAMES[1 - host].into(),
             metadata: MetadataPlace::External,
             stall_timeout: STALL,
+            copy_rates: self.copy_rates,
             arbiter: match self.arbiter {
                 Some(_) => ARBITER,
                 None => ArbiterId::NONE,
