@@ -67,8 +67,10 @@ fn store(slots: &[Vec<u8>; 2], parsed: [Result<ParsedSlot, SlotError>; 2]) {
             assert!(superblock.data_size <= layout.data_size);
             assert!(superblock.mirror_size <= superblock.data_size);
             let marks = marks.expect("as trusted");
-            let whole = ByteRange::new(0, superblock.data_size);
-            assert!(marks.covers(whole) || !superblock.all_dirty);
+            let size = superblock.data_size;
+            let behind = ByteRange::new(size.next_multiple_of(BLOCK as u64), BLOCK as u64);
+            assert!(!marks.covers(behind), "blocks beyond the end");
+            assert!(!superblock.all_dirty || marks.covers(ByteRange::new(0, size)));
         }
         Err(error) => crate::assert_harmless(&error.to_string()),
     }

@@ -81,6 +81,11 @@ impl Bitmap {
         self.bits = bits;
     }
 
+    /// Bytes of blocks that exist.
+    pub fn size(&self) -> u64 {
+        self.bits * BLOCK
+    }
+
     /// Bytes of dirty blocks.
     pub fn dirty_bytes(&self) -> u64 {
         self.dirty * BLOCK
@@ -279,12 +284,11 @@ impl Bitmap {
             if word == 0 {
                 continue;
             }
-            let exist = match self.bits.saturating_sub(at as u64 * 64) {
-                0 => break,
-                n if n < 64 => u64::MAX >> (64 - n),
-                _ => u64::MAX,
-            };
-            self.replace(at, self.words[at] | word & exist);
+            let exist = self.bits.saturating_sub(at as u64 * 64).min(64);
+            if exist == 0 {
+                break;
+            }
+            self.replace(at, self.words[at] | word & (u64::MAX >> (64 - exist)));
         }
         true
     }
@@ -353,7 +357,8 @@ mod tests {
         /// The bitmap against a set of block numbers.
         #[test]
         fn agrees_with_a_set(
-            ops in prop::collection::vec((any::<bool>(), 0u64..300 << 20, 0u64..20 << 20), 0..40)
+            ops in prop::collection::vec((any::<bool>(), 0u64..300 << 20, 0u64..20 << 20), 0..40),
+            other in (0u64..280 << 20, 0u64..20 << 20),
         ) {
             let size = 300u64 << 20;
             let mut bitmap = Bitmap::new(size);
@@ -370,14 +375,18 @@ mod tests {
             prop_assert_eq!(&dirty_blocks(&bitmap), &model);
 
             let replica = ReplicaId(7);
+            let clean = model.clone();
+            let there = ByteRange::new(other.0, other.1);
             let mut loaded = Bitmap::new(size);
             let mut merged = Bitmap::new(size);
+            merged.mark(there);
+            model.extend(there.start / BLOCK..there.end.div_ceil(BLOCK));
             for index in 0..bitmap.blocks() {
                 if let Some(bits) = bitmap.export(index) { prop_assert!(merged.merge(index, &bits)); }
                 let bytes = bitmap.save(index, replica);
                 prop_assert!(loaded.load(index, &bytes, replica));
             }
-            prop_assert_eq!(dirty_blocks(&loaded), model.clone());
+            prop_assert_eq!(dirty_blocks(&loaded), clean);
             prop_assert_eq!(dirty_blocks(&merged), model);
             prop_assert_eq!(bitmap.next_unsaved(0), None);
             prop_assert_eq!(loaded.next_unsaved(0), None);

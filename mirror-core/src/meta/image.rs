@@ -156,6 +156,11 @@ impl Head {
         })
     }
 
+    /// Whose metadata it is, and of how many bytes.
+    pub fn owner(&self) -> (ReplicaId, u64) {
+        (self.superblock.replica, self.superblock.data_size)
+    }
+
     /// The bitmap, and how many of its blocks do not verify.
     pub fn read_bitmap<E, B: AsRef<[u8]>>(
         &self,
@@ -275,6 +280,7 @@ mod tests {
             assert_eq!((text.dirty_bytes, text.damaged_bitmap_blocks), (0, 0));
             let marks = DurableMarks::read(read, size, place).unwrap();
             assert!(marks.covers(ByteRange::new(0, text.data_size)));
+            assert!(!marks.covers(ByteRange::new(text.data_size, META_BLOCK)));
         }
     }
 

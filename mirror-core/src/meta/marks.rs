@@ -5,7 +5,7 @@ use super::bitmap::Bitmap;
 use super::image::{Head, ImageError};
 use crate::limits::EXTENT;
 use crate::node::MetadataPlace;
-use crate::types::ByteRange;
+use crate::types::{ByteRange, ReplicaId};
 
 /// Where, by its metadata at rest alone, a replica may differ from its peer.
 #[derive(Clone, Debug)]
@@ -15,6 +15,8 @@ pub struct DurableMarks {
     /// The extents that the activity log names, in order.
     extents: Vec<u32>,
     bitmap: Bitmap,
+    /// Whose it is, and of how many bytes.
+    owner: (ReplicaId, u64),
 }
 
 impl DurableMarks {
@@ -31,16 +33,18 @@ impl DurableMarks {
     ) -> Result<DurableMarks, ImageError<E>> {
         let head = Head::read(&mut read, store_size, place)?;
         let (bitmap, _) = head.read_bitmap(&mut read)?;
+        let owner = head.owner();
         let (everywhere, extents) = logged(head);
         Ok(DurableMarks {
             everywhere,
             extents,
             bitmap,
+            owner,
         })
     }
 
-    /// Reads all but the bitmap again, which has not changed since. Returns whether everything that was
-    /// covered still is.
+    /// Reads all but the bitmap again, which has not changed since, as long as it is the same replica's.
+    /// Returns whether the log and the flag cover all that they did.
     ///
     /// # Errors
     ///
@@ -51,15 +55,23 @@ impl DurableMarks {
         store_size: u64,
         place: MetadataPlace,
     ) -> Result<bool, ImageError<E>> {
-        let (everywhere, extents) = logged(Head::read(&mut read, store_size, place)?);
+        let head = Head::read(&mut read, store_size, place)?;
+        if head.owner() != self.owner {
+            *self = DurableMarks::read(read, store_size, place)?;
+            return Ok(false);
+        }
+        let (everywhere, extents) = logged(head);
         let before = std::mem::replace(&mut self.extents, extents);
         let was_everywhere = std::mem::replace(&mut self.everywhere, everywhere);
         let named = |extent: &u32| self.extents.binary_search(extent).is_ok();
         Ok(everywhere || (!was_everywhere && before.iter().all(named)))
     }
 
-    /// Whether every block of the range is marked.
+    /// Whether every block of the range is marked; none beyond the end of the replica is.
     pub fn covers(&self, range: ByteRange) -> bool {
+        if range.end > self.bitmap.size() {
+            return false;
+        }
         let mut extents = range.start / EXTENT..range.end.div_ceil(EXTENT);
         self.everywhere
             || extents.all(|extent| {
@@ -92,7 +104,6 @@ mod tests {
     use crate::meta::activity_log::Transaction;
     use crate::meta::superblock::Superblock;
     use crate::meta::{Layout, NewReplica, create};
-    use crate::types::ReplicaId;
     use std::convert::Infallible;
 
     const SIZE: u64 = 1 << 30;

@@ -3,6 +3,7 @@
 use super::Node;
 use super::link::Mode;
 use super::request_table::Kind;
+use super::resync::Progress;
 use crate::control::{Arbitration, Counters, Direction, MirrorStatus, ResyncStatus};
 use crate::types::{DiskState, Holders, LinkState, Role, Time};
 
@@ -33,8 +34,8 @@ impl Totals {
     }
 }
 
-/// What a node says of itself and its peer, in the core's own terms: what decisions are made by,
-/// where [`MirrorStatus`] is for people.
+/// What a node says of itself and its peer, in the core's own terms: [`MirrorStatus`] without its texts
+/// and figures.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Standing {
     /// Its role.
@@ -61,13 +62,13 @@ pub struct Standing {
 
 impl Standing {
     /// Whether its record names the node itself as a holder.
-    pub fn is_holder(&self) -> bool {
-        self.holders == Holders::Both || self.is_sole_holder()
+    pub fn names_itself(&self) -> bool {
+        self.holders == Holders::Both || self.names_itself_alone()
     }
 
-    /// Whether its record names the node itself and nobody else; until a widening takes effect that
-    /// is so.
-    pub fn is_sole_holder(&self) -> bool {
+    /// Whether its record names the node itself and nobody else. With a widening pending that decides
+    /// nothing (R5).
+    pub fn names_itself_alone(&self) -> bool {
         matches!(self.holders, Holders::Sole | Holders::Widening)
     }
 
@@ -98,11 +99,7 @@ impl Node {
                 (true, true) => Arbitration::Asking,
             },
             dirty_bytes: self.bitmap.dirty_bytes(),
-            resync: session.and_then(|session| match session.mode {
-                Mode::Source(_) => Some(Direction::Source),
-                Mode::Target(_) => Some(Direction::Target),
-                Mode::Idle(_) | Mode::InSync => None,
-            }),
+            resync: self.copying().map(|(direction, _)| direction),
             resync_is_held: self.resync_is_held(),
         }
     }
@@ -150,12 +147,17 @@ impl Node {
         }
     }
 
+    /// This side of a resync that is under way.
+    fn copying(&self) -> Option<(Direction, &Progress)> {
+        match &self.link.session()?.mode {
+            Mode::Source(resync) => Some((Direction::Source, &resync.progress)),
+            Mode::Target(copying) => Some((Direction::Target, &copying.progress)),
+            Mode::Idle(_) | Mode::InSync => None,
+        }
+    }
+
     fn resync_status(&self, now: Time) -> Option<ResyncStatus> {
-        let (direction, progress) = match &self.link.session()?.mode {
-            Mode::Source(resync) => (Direction::Source, &resync.progress),
-            Mode::Target(copying) => (Direction::Target, &copying.progress),
-            Mode::Idle(_) | Mode::InSync => return None,
-        };
+        let (direction, progress) = self.copying()?;
         // Blocks may be copied again in a second walk.
         let total = progress.total.max(progress.done);
         let rate = progress.rate(now);

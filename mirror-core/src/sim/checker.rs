@@ -229,16 +229,19 @@ impl Checker {
     pub fn durable_allowed(&self, number: u64, value: u64) -> Result<(), String> {
         let floor = self.floor;
         let allowed = |v: &Version| v.superseded == NEVER || (!v.gone && v.superseded >= floor);
-        self.allowed(number, value, allowed)
-            .map_err(|list| format!("on stable storage in sector {number}; allowed are {list}"))
-            .map_err(|rest| format!("{} is {rest}", describe(value)))
+        self.allowed(number, value, allowed).map_err(|list| {
+            let found = describe(value);
+            format!("{found} is on stable storage in sector {number}; allowed are {list}")
+        })
     }
 
     /// Whether an image that holds every acknowledged write may hold this value, flushed or not.
     pub fn present_allowed(&self, number: u64, value: u64) -> Result<(), String> {
         self.allowed(number, value, |v| v.superseded == NEVER)
-            .map_err(|list| format!("in sector {number}; present are {list}"))
-            .map_err(|rest| format!("{} is {rest}", describe(value)))
+            .map_err(|list| {
+                let found = describe(value);
+                format!("{found} is in sector {number}; present are {list}")
+            })
     }
 
     /// Fails with the values that are allowed.
@@ -248,14 +251,13 @@ impl Checker {
         value: u64,
         allowed: impl Fn(&Version) -> bool,
     ) -> Result<(), String> {
-        let known = self.look_up(number).map_or(&[][..], |s| &s.versions[..]);
-        if known.is_empty() {
+        let Some(known) = self.look_up(number) else {
             let initial = (self.initial)(number);
             return match value == initial {
                 true => Ok(()),
                 false => Err(describe(initial)),
             };
-        }
+        };
         match known.iter().any(|v| v.stamp == value && allowed(v)) {
             true => Ok(()),
             false => Err(words(known.iter().filter(|v| allowed(v)))),
@@ -278,8 +280,8 @@ impl Checker {
             if page.approved[machine] == state {
                 continue;
             }
-            let sectors = (first..).zip(&page.sectors);
-            for (number, _) in sectors.filter(|(_, sector)| !sector.versions.is_empty()) {
+            let written = (0..PAGE).filter(|slot| page.written >> slot & 1 == 1);
+            for number in written.map(|slot| first + slot) {
                 self.present_allowed(number, disk.view(number))?;
             }
             if let Some(page) = &mut self.pages[at] {
@@ -329,17 +331,22 @@ impl Checker {
         )
     }
 
-    fn look_up(&self, number: u64) -> Option<&Sector> {
+    /// What is known of a sector; `None` if it holds what it always did.
+    fn look_up(&self, number: u64) -> Option<&[Version]> {
         let page = self.pages[(number / PAGE) as usize].as_ref()?;
-        Some(&page.sectors[(number % PAGE) as usize])
+        let slot = (number % PAGE) as usize;
+        let versions = &page.sectors[slot].versions[..];
+        (page.written >> slot & 1 == 1 || !versions.is_empty()).then_some(versions)
     }
 
     /// Whether the sector can hold nothing but this, and did for as long as anybody remembers.
     fn holds_only(&self, number: u64, value: u64) -> bool {
-        match self.look_up(number).map_or(&[][..], |s| &s.versions[..]) {
-            [] => value == (self.initial)(number),
-            [only] => only.stamp == value && only.in_effect_by != NEVER && only.superseded == NEVER,
-            _ => false,
+        match self.look_up(number) {
+            None => value == (self.initial)(number),
+            Some([only]) => {
+                only.stamp == value && only.in_effect_by != NEVER && only.superseded == NEVER
+            }
+            Some(_) => false,
         }
     }
 
@@ -363,7 +370,7 @@ impl Checker {
         page.heard = self.clock;
         let slot = (number % PAGE) as usize;
         let versions = &mut page.sectors[slot].versions;
-        if versions.is_empty() {
+        if versions.is_empty() && page.written >> slot & 1 == 0 {
             versions.push(Version {
                 write: 0,
                 stamp: (self.initial)(number),

@@ -24,7 +24,7 @@ struct Marks {
     /// The edition of the bitmap in it.
     bitmap_at: u64,
     known: Option<DurableMarks>,
-    /// Something was marked when writes that are not durable yet were looked at, and is not any more.
+    /// Something was marked when writes that are not durable yet were looked at, and may not be any more.
     receded: bool,
 }
 

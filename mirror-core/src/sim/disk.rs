@@ -206,6 +206,9 @@ impl Disk {
             leaf.durable_landing = [0; LEAF];
         }
         copy.metadata.clone_from(&other.metadata);
+        for block in copy.metadata.values_mut() {
+            block.edition = copy.metadata_changes;
+        }
         copy
     }
 
@@ -420,6 +423,7 @@ impl Disk {
 
     /// Bytes of the metadata as they are on stable storage; whole blocks.
     pub fn read_metadata(&self, offset: u64, len: usize) -> Vec<u8> {
+        debug_assert!(offset.is_multiple_of(BLOCK) && (len as u64).is_multiple_of(BLOCK));
         let mut bytes = Vec::with_capacity(len);
         for at in (offset..offset + len as u64).step_by(BLOCK as usize) {
             bytes.extend_from_slice(self.metadata_block(at));

@@ -13,7 +13,7 @@
 //! * **Rot and misdirected writes** strike metadata at rest: a slot that is not in force, or says
 //!   what the other slot says; any bitmap block; blocks of the activity log that are not in force,
 //!   or all of them. With both slots gone the disk must be refused, never made anew.
-//!   Rot in the data area is not injected: nothing would notice it before there is a verify.
+//!   Data rots only when everything is healed (`verify.rs`): nothing but a verify would notice.
 
 use super::cluster::Cluster;
 use super::disk::{Access, Disk, Honesty};

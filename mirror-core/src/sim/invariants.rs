@@ -380,7 +380,7 @@ impl Cluster {
         if standing.role != Role::Primary {
             return Err(format!("serves as {}", standing.role));
         }
-        if !standing.is_holder() {
+        if !standing.names_itself() {
             return Err("serves, and is no holder".to_owned());
         }
         Ok(())
@@ -521,7 +521,7 @@ impl Cluster {
         let alone = |h: usize| {
             self.standing(h).is_some_and(|standing| {
                 standing.arbitration == Arbitration::Arbitrated
-                    && standing.is_sole_holder()
+                    && standing.names_itself_alone()
                     && standing.disk == DiskState::UpToDate
             })
         };

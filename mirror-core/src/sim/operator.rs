@@ -298,7 +298,7 @@ impl Cluster {
         let fresh = process.is_some_and(|process| process.fresh);
         let believes = self
             .standing(h)
-            .is_some_and(|standing| standing.is_sole_holder());
+            .is_some_and(|standing| standing.names_itself_alone());
         let knows = !believes || self.custody.may_go_alone(h);
         if fresh && knows && self.hosts[h].fitness == Fitness::Fit {
             self.order(h, PRIMARY);

@@ -168,3 +168,30 @@ fn sectors_that_nobody_wrote_hold_what_they_always_did() {
     checker.write_asked(1, 4, [stamp(1, 4)].into_iter());
     assert_eq!(checker.touched(), [4]);
 }
+
+/// Two reads that tell of two orders of the same writes: nothing is left that a sector may hold.
+#[test]
+fn a_sector_that_contradicts_itself_may_hold_nothing() {
+    let mut checker = checker();
+    let (one, two) = (stamp(1, 0), stamp(2, 0));
+    checker.write_asked(1, 0, [one].into_iter());
+    checker.write_asked(2, 0, [two].into_iter());
+    let read = checker.read_asked();
+    assert!(checker.read_returned(read, 0, &[two]).is_ok());
+    checker.write_acknowledged(1, 0, 1, Durability::Volatile);
+    let (first, second) = (checker.read_asked(), checker.read_asked());
+    assert!(checker.read_returned(first, 0, &[one]).is_ok());
+    assert!(checker.read_returned(second, 0, &[two]).is_ok());
+    let flush = checker.flush_asked();
+    checker.flush_acknowledged(flush);
+    checker.write_acknowledged(2, 0, 1, Durability::Volatile);
+    for value in [0, one, two] {
+        assert!(checker.present_allowed(0, value).is_err(), "{value}");
+    }
+    let disk = Disk::new(
+        64,
+        crate::sim::disk::Blank::Zeroes,
+        fastrand::Rng::with_seed(1),
+    );
+    assert!(checker.disk_allowed(0, &disk).is_err());
+}

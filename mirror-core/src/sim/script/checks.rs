@@ -6,7 +6,7 @@ use super::world::World;
 use crate::limits::{BLOCK, SECTOR};
 use crate::meta::superblock::{Superblock, Trust};
 use crate::meta::{DurableMarks, Layout, META_BLOCK, describe};
-use crate::node::MetadataPlace;
+use crate::node::{MetadataPlace, Standing};
 use crate::sim::host::NAMES;
 use crate::types::{ByteRange, DiskState, Holders, Role};
 use std::convert::Infallible;
@@ -43,15 +43,12 @@ impl World {
             let Some(process) = self.machines[host].process.as_ref().filter(|p| p.serving) else {
                 continue;
             };
-            let status = process.node.status(self.now);
-            let holder = status.holders.iter().any(|name| name == NAMES[host]);
-            if status.role != Role::Primary || status.disk != DiskState::UpToDate || !holder {
+            let standing = process.node.standing();
+            let Standing { role, disk, .. } = standing;
+            if role != Role::Primary || disk != DiskState::UpToDate || !standing.names_itself() {
+                let (name, holders) = (NAMES[host], standing.holders);
                 self.violate(format!(
-                    "{} serves as {}, {}, with holders {{{}}}",
-                    NAMES[host],
-                    status.role,
-                    status.disk,
-                    status.holders.join(",")
+                    "{name} serves as {role}, {disk}, with holders {holders:?}"
                 ));
             }
         }
