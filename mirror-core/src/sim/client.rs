@@ -399,12 +399,20 @@ impl Cluster {
             return Ok(());
         };
         let remembered = || std::iter::once(&record.generation).chain(&record.ancestry);
-        let oldest = remembered().map(|generation| generation.counter).min();
+        // Each generation counts one more than the one before it; a gap is where some were forgotten, and
+        // what is kept below it says nothing of those.
+        let mut oldest = record.generation.counter;
+        for before in &record.ancestry {
+            if before.counter + 1 < oldest {
+                break;
+            }
+            oldest = before.counter;
+        }
         for same in stamps.chunk_by(|one, next| writer(*one) == writer(*next)) {
             let Some(origin) = writer(same[0]).and_then(|at| self.client.writes.get(at)) else {
                 continue;
             };
-            let forgotten = oldest.is_some_and(|oldest| origin.generation.counter < oldest);
+            let forgotten = origin.generation.counter < oldest;
             if !forgotten && !remembered().any(|known| *known == origin.generation) {
                 return Err(format!(
                     "{} reads {}, which {} was asked for in generation {}; its own is {}",
