@@ -49,7 +49,7 @@ const KINDS: [FrameType; 24] = {
     ]
 };
 
-const COMMANDS: [Command; 14] = [
+const COMMANDS: [Command; 15] = [
     Command::Primary(PrimaryMode::Ordinary),
     Command::Primary(PrimaryMode::Initial),
     Command::Primary(PrimaryMode::InitialAssumeClean),
@@ -63,6 +63,7 @@ const COMMANDS: [Command; 14] = [
     },
     Command::Disconnect,
     Command::Invalidate,
+    Command::CompareFirst,
     Command::PauseResync,
     Command::ResumeResync,
     Command::Verify {

@@ -16,7 +16,7 @@ use std::fmt;
 use thiserror::Error;
 
 /// The version of these messages; a daemon refuses another one with an error both can read.
-pub const PROTOCOL: u32 = 4;
+pub const PROTOCOL: u32 = 5;
 
 /// What a client asks.
 #[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
@@ -332,7 +332,7 @@ mod tests {
         let hello = Request::Hello { protocol: PROTOCOL };
         assert_eq!(
             encode(&hello).unwrap(),
-            [8, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0]
+            [8, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0]
         );
         let primary = Request::Mirror {
             mirror: "r0".into(),

@@ -71,7 +71,7 @@ pub enum FrameType {
     /// Not granted; the payload says why.
     PromoteRefused = 50,
 
-    /// What are the digests of this range on your replica?
+    /// What are the digests of this range on your replica? Of a verify, or of a chunk of a resync.
     Digest = 64,
     /// They are these; none if it cannot be read.
     Digests = 65,
@@ -157,11 +157,13 @@ pub const FLAG_MAY_UNMAP: u8 = 2;
 /// In a [`FrameType::SyncReady`]: every block of the sender is dirty; no bits were sent.
 pub const FLAG_WHOLE: u8 = 4;
 
+/// In a [`FrameType::SyncReady`]: compare each chunk before it is sent.
+pub const FLAG_CHECKSUM: u8 = 16;
 /// In a [`FrameType::Pong`]: a lease of `length` milliseconds, from the sending of the ping on.
 pub const FLAG_LEASE: u8 = 8;
 
 /// Every flag there is.
-const FLAGS: u8 = FLAG_FUA | FLAG_MAY_UNMAP | FLAG_WHOLE | FLAG_LEASE;
+const FLAGS: u8 = FLAG_FUA | FLAG_MAY_UNMAP | FLAG_WHOLE | FLAG_LEASE | FLAG_CHECKSUM;
 
 /// A frame header whose CRC, type and lengths were checked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -6,6 +6,8 @@ use kagami_tests::{
 };
 use mirror_core::limits::{ACTIVITY_LOG_SLOTS, BLOCK, EXTENT, RESYNC_CHUNK};
 use std::collections::HashSet;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
@@ -59,6 +61,51 @@ fn after_a_disconnection_only_written_blocks_move() {
             "{moved} bytes for {written}"
         );
     }
+}
+
+/// A copy that is thrown away, but for a few blocks, for nothing.
+#[test]
+fn by_checksum_little_more_than_what_differs_moves() {
+    const SIZE: u64 = 64 * MIB;
+    const DIFFERENT: u64 = 20;
+    let cluster = Cluster::mirrored(ClusterOptions {
+        disk_size: SIZE,
+        ..ClusterOptions::default()
+    });
+    let everything = WriteLoad {
+        first_block: 0,
+        blocks: SIZE / BLOCK,
+        depth: 32,
+        durable_every: 0,
+    };
+    everything.write_each(cluster.nbd_address(Node::A, 0), &mut Ledger::default());
+    let disk = File::options().write(true).open(cluster.disk(Node::B));
+    let disk = disk.expect("the disk of b");
+    for index in 0..DIFFERENT {
+        let block = index * (SIZE / BLOCK / DIFFERENT);
+        disk.write_all_at(&[0xa5; 100], block * BLOCK)
+            .expect("a write");
+    }
+    let mut moved = Vec::new();
+    for args in [&["--yes", "--checksum", "--wait"][..], &["--yes", "--wait"]] {
+        let before = cluster.status(Node::A).link_bytes();
+        cluster.verb(Node::B, "invalidate", args).expect_code(0);
+        cluster.wait_mirrored();
+        cluster.assert_identical();
+        moved.push(cluster.status(Node::A).link_bytes() - before);
+    }
+    let (by_checksum, whole) = (moved[0], moved[1]);
+    println!(
+        "{DIFFERENT} of {} blocks differ: {by_checksum} bytes on the link by checksum, \
+              {whole} without",
+        SIZE / BLOCK
+    );
+    // A digest has 16 bytes, and each chunk a question and an answer.
+    let digests = SIZE / BLOCK * 16 + SIZE / RESYNC_CHUNK * 256;
+    assert!(
+        (DIFFERENT * BLOCK..=with_overhead(DIFFERENT * BLOCK) + digests).contains(&by_checksum)
+    );
+    assert!(whole >= SIZE);
 }
 
 /// What follows from a rate is how long it takes at least; a slow machine only makes it longer.

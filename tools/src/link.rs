@@ -18,6 +18,7 @@ use mirror_core::error::Refusal;
 #[command(after_help = "Examples:
   kagami connect r0
   kagami connect r0 --wait                 until both are in sync again
+  kagami connect r0 --checksum             over a slow link: what is equal already is not sent
   kagami connect r0 --discard-my-data      end a split brain: the peer's data is kept; it is said
                                            what is lost here, and asked
   kagami connect r0 --discard-my-data --yes")]
@@ -28,6 +29,10 @@ pub struct ConnectArgs {
     /// After a split brain: throw away what only this node has, take the peer's data.
     #[arg(long)]
     pub discard_my_data: bool,
+
+    /// Read both replicas and send only what differs, in place of everything that is marked.
+    #[arg(long)]
+    pub checksum: bool,
 
     /// Wait until both replicas are in sync, and show the progress.
     #[arg(long)]
@@ -55,10 +60,15 @@ pub struct DisconnectArgs {
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   kagami invalidate r0
-  kagami invalidate r0 --yes --wait")]
+  kagami invalidate r0 --yes --wait
+  kagami invalidate r0 --yes --checksum    over a slow link: what is equal already is not sent")]
 pub struct InvalidateArgs {
     /// Which mirror [default: the only one of this node].
     pub mirror: Option<String>,
+
+    /// Read both replicas and send only what differs, in place of everything.
+    #[arg(long)]
+    pub checksum: bool,
 
     /// Wait until both replicas are in sync, and show the progress.
     #[arg(long)]
@@ -76,12 +86,21 @@ pub fn connect(place: &Place, args: &ConnectArgs) -> Result<(), Refusal> {
     let mut client = context.client()?;
     let discard_my_data =
         args.discard_my_data && discard_if_needed(&mut client, &mirror.name, args.consent)?;
+    compare_first(&mut client, &mirror.name, args.checksum)?;
     output::warnings(&client.command(&mirror.name, Command::Connect { discard_my_data })?);
     if args.wait {
         progress::until_synced(&context, &mirror.name)
     } else {
         Ok(())
     }
+}
+
+/// With --checksum: the resync that follows sends only what differs.
+fn compare_first(client: &mut Client, mirror: &str, checksum: bool) -> Result<(), Refusal> {
+    if checksum {
+        output::warnings(&client.command(mirror, Command::CompareFirst)?);
+    }
+    Ok(())
 }
 
 /// Whether to discard, only with consent. Where there is nothing to discard the plain command is given
@@ -118,6 +137,7 @@ pub fn invalidate(place: &Place, args: &InvalidateArgs) -> Result<(), Refusal> {
         let loss = loss::of_invalidating(&client.mirror_status(&mirror.name)?);
         args.consent.obtain(&loss)?;
     }
+    compare_first(&mut client, &mirror.name, args.checksum)?;
     output::warnings(&client.command(&mirror.name, Command::Invalidate)?);
     if args.wait {
         progress::until_synced(&context, &mirror.name)

@@ -21,7 +21,7 @@ use crate::error::{ErrorId, Refusal};
 use crate::limits::AGREEMENT_PATIENCE;
 use crate::types::{DiskState, Holders, Role};
 use crate::wire::message::{Goodbye, Hello, Lineage};
-use crate::wire::{FLAG_WHOLE, FrameType, Header, VERSIONS};
+use crate::wire::{FLAG_CHECKSUM, FLAG_WHOLE, FrameType, Header, VERSIONS};
 
 /// A handshake under way.
 #[derive(Debug)]
@@ -355,6 +355,7 @@ impl Node {
 
     /// This side has recorded that the replicas are equal.
     pub(super) fn agreed_in_sync(&mut self) {
+        self.by_checksum = false;
         self.disk = DiskState::UpToDate;
         if let Link::Agreeing(agreement) = &mut self.link {
             agreement.ready.0 = true;
@@ -467,7 +468,10 @@ impl Node {
                 }
             }
         }
-        let flags = if everything { FLAG_WHOLE } else { 0 };
+        let mut flags = if everything { FLAG_WHOLE } else { 0 };
+        if self.by_checksum {
+            flags |= FLAG_CHECKSUM;
+        }
         self.send(Header {
             flags,
             ..Header::bare(FrameType::SyncReady, generation, 0)
@@ -487,7 +491,8 @@ impl Node {
         if header.flags & FLAG_WHOLE != 0 {
             self.bitmap.mark_all();
         }
-        let resync = Resync::new(self.now, self.bitmap.dirty_bytes());
+        let by_checksum = self.by_checksum || header.flags & FLAG_CHECKSUM != 0;
+        let resync = Resync::new(self.now, self.bitmap.dirty_bytes(), by_checksum);
         let total = resync.progress.total;
         self.connected(theirs, Mode::Source(resync));
         let generation = self.record.generation.tag();

@@ -170,6 +170,8 @@ pub enum Command {
     },
     /// End the comparison.
     StopVerify,
+    /// The next resync, whichever way it goes, sends only what differs.
+    CompareFirst,
 }
 
 /// Under which claim a node is to become Primary.

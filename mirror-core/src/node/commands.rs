@@ -112,6 +112,10 @@ impl Node {
             }
             Command::Disconnect => self.disconnect_command(command),
             Command::Invalidate => self.invalidate_command(command),
+            Command::CompareFirst => {
+                self.by_checksum = true;
+                self.done(command, Vec::new());
+            }
             Command::Verify { repair, resume } => self.verify_command(command, repair, resume),
             Command::StopVerify => self.stop_verify_command(command),
             Command::PauseResync | Command::ResumeResync => {
@@ -494,6 +498,6 @@ fn overtakes(what: Command) -> bool {
 fn is_immediate(what: Command) -> bool {
     matches!(
         what,
-        Command::PauseResync | Command::ResumeResync | Command::StopVerify
+        Command::PauseResync | Command::ResumeResync | Command::StopVerify | Command::CompareFirst
     )
 }

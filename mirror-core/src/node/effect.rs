@@ -330,6 +330,7 @@ impl Node {
 
     fn target_finished(&mut self) {
         self.disk = DiskState::UpToDate;
+        self.by_checksum = false;
         self.counters.resyncs += 1;
         self.save_bitmap();
         if let Some(session) = self.link.session_mut()
@@ -347,6 +348,7 @@ impl Node {
 
     fn widened(&mut self) {
         self.timers.cancel(Timer::Checkpoint);
+        self.by_checksum = false;
         self.save_bitmap();
         self.counters.resyncs += 1;
         if let Some(session) = self.link.session_mut()

@@ -11,10 +11,10 @@
 use super::Node;
 use super::agreement::Agreement;
 use super::boundary::{Action, Body, ConnectionId, Payload, Severity};
+use super::compare::Compared;
 use super::operation::Purpose;
 use super::resync::{Copying, Resync};
 use super::timer::Timer;
-use super::verify::Compared;
 use crate::error::{ErrorId, Refusal};
 use crate::limits::{
     ARRIVAL_PATIENCE, ASK_PATIENCE, CONNECT_BACKOFF_MIN, SLOW_PEER_BACKOFF_MAX,
@@ -63,7 +63,7 @@ pub(super) struct Session {
     told: Option<PeerState>,
     /// Frames that wait until the generation is durably marked as used.
     pub(super) held: VecDeque<(Header, Body)>,
-    /// What a verify of the peer asks of this disk.
+    /// What a comparison by the peer asks of this disk.
     pub(super) compared: Compared,
 }
 

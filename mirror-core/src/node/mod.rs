@@ -15,6 +15,7 @@
 //! | `arbitration` | the right to go on alone, and leases |
 //! | `transition`, `effect` | changes of role, generation and holders, stage by stage |
 //! | `resync` | making the peer's replica equal again |
+//! | `compare` | digests of one range on both replicas |
 //! | `verify` | comparing the two replicas |
 //! | `pace` | how fast those two go |
 //! | `replica` | the peer's writes on this disk |
@@ -26,6 +27,7 @@ mod arbitration;
 mod attach;
 pub mod boundary;
 mod commands;
+mod compare;
 mod effect;
 pub(crate) mod handshake;
 mod link;
@@ -213,6 +215,8 @@ pub struct Node {
 
     /// The comparison under way, or the last one.
     verify: Option<Verify>,
+    /// An operator wants the next resync to send only what differs.
+    by_checksum: bool,
     pace: Pace,
 }
 
@@ -272,6 +276,7 @@ impl Node {
             invalidating: None,
             commands: VecDeque::new(),
             verify: None,
+            by_checksum: false,
             pace: Pace::default(),
         }
     }
@@ -446,6 +451,7 @@ impl Node {
         }
         match purpose {
             Some(Purpose::Piece(serial)) => self.piece_digested(serial, result),
+            Some(Purpose::ChunkDigests(serial)) => self.chunk_digested(serial, result),
             Some(Purpose::PeerPiece { connection, id }) => {
                 self.answer_digests(connection, id, result);
             }
@@ -550,6 +556,7 @@ impl Node {
     fn peer_compares(&mut self, id: u64, bytes: &[u8]) {
         match PeerTag::decode(id) {
             Some(PeerTag::Piece(serial)) => self.peer_digested(serial, bytes),
+            Some(PeerTag::Chunk(serial)) => self.chunk_digested_there(serial, bytes),
             _ => self.protocol_error("digests of nothing"),
         }
     }

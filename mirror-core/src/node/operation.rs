@@ -33,6 +33,8 @@ pub(super) enum Purpose {
     },
     /// The read of a resync chunk.
     Chunk(u32),
+    /// The read of a resync chunk that is compared with the target's.
+    ChunkDigests(u32),
     /// The read of a piece that is compared with the peer's.
     Piece(u32),
     /// The read of a piece that the peer compares with its own.

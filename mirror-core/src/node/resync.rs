@@ -4,10 +4,12 @@
 //! guest's write would, is read, sent, written by the target, and gives the range back. A block
 //! leaves the bitmap only when a flush of the target covered it. Guest writes go to both replicas
 //! all the while, so one walk finds everything; what a walk leaves over, the next one takes. When
-//! nothing is dirty the source widens the holders ([`super::transition`]).
+//! nothing is dirty the source widens the holders ([`super::transition`]). Where an operator asked for it
+//! (`--checksum`), both nodes read a chunk first, and only what differs is sent.
 
 use super::Node;
-use super::boundary::{Action, Body, ConnectionId, Payload};
+use super::boundary::{Action, Body, ConnectionId, DiskError, Payload};
+use super::compare::{Comparison, digests_of};
 use super::link::{Mode, PeerTag};
 use super::operation::Purpose;
 use super::ordering::Claimant;
@@ -15,7 +17,7 @@ use super::timer::Timer;
 use super::transition::Kind;
 use crate::error::{ErrorId, Refusal};
 use crate::limits::{RESYNC_CHECKPOINT_BYTES, RESYNC_CHECKPOINT_TIME, RESYNC_CHUNK};
-use crate::types::{ByteRange, Time};
+use crate::types::{ByteRange, Digest, Time};
 use crate::wire::{FLAG_MAY_UNMAP, FrameType, Header};
 use std::time::Duration;
 
@@ -30,6 +32,8 @@ pub(super) struct Resync {
     written_bytes: u64,
     /// Covered by the flush that is on its way.
     flushing: Option<Vec<ByteRange>>,
+    /// Blocks that are equal already are found by their digests, and not sent.
+    by_checksum: bool,
     pub(super) progress: Progress,
 }
 
@@ -40,10 +44,12 @@ struct Chunk {
     stage: ChunkStage,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Debug)]
 enum ChunkStage {
     AwaitingRange,
-    Reading,
+    Comparing(Comparison),
+    /// What is to be sent of it.
+    Reading(ByteRange),
     /// With the peer, since then.
     Sent(Time),
 }
@@ -53,6 +59,8 @@ enum ChunkStage {
 pub(super) struct Copying {
     /// Written here, not covered by a flush yet.
     written: Vec<ByteRange>,
+    /// The source compares first, and what it has compared counts as done.
+    by_checksum: bool,
     pub(super) progress: Progress,
 }
 
@@ -100,8 +108,9 @@ impl Progress {
 }
 
 impl Resync {
-    pub(super) fn new(now: Time, total: u64) -> Resync {
+    pub(super) fn new(now: Time, total: u64, by_checksum: bool) -> Resync {
         Resync {
+            by_checksum,
             cursor: 0,
             chunks: Vec::new(),
             written: Vec::new(),
@@ -128,8 +137,15 @@ impl Copying {
     pub(super) fn new(now: Time) -> Copying {
         Copying {
             written: Vec::new(),
+            by_checksum: false,
             progress: Progress::new(now, 0),
         }
+    }
+
+    /// The source compares a range that is dirty.
+    pub(super) fn compared(&mut self, now: Time, range: ByteRange) {
+        self.by_checksum = true;
+        self.progress.advance(now, range.len());
     }
 }
 
@@ -173,9 +189,10 @@ impl Node {
         let Mode::Source(resync) = &self.link.session()?.mode else {
             return None;
         };
-        let sent = |chunk: &Chunk| match chunk.stage {
-            ChunkStage::Sent(since) => Some(since),
-            _ => None,
+        let sent = |chunk: &Chunk| match &chunk.stage {
+            ChunkStage::Sent(since) => Some(*since),
+            ChunkStage::Comparing(comparison) => comparison.waits_for_peer_since(),
+            ChunkStage::AwaitingRange | ChunkStage::Reading(_) => None,
         };
         resync.chunks.iter().filter_map(sent).min()
     }
@@ -231,13 +248,28 @@ impl Node {
         true
     }
 
-    /// A chunk's range is its own: read it.
+    /// A chunk's range is its own: read it, or find out first whether it is equal already.
     pub(super) fn chunk_has_range(&mut self, serial: u32) {
+        let now = self.now;
+        let Some(resync) = self.resync() else { return };
+        let by_checksum = resync.by_checksum;
+        let Some(chunk) = resync.chunk(serial) else {
+            return;
+        };
+        let range = chunk.range;
+        if by_checksum {
+            chunk.stage = ChunkStage::Comparing(Comparison::new(now));
+            self.ask_digests(range, Purpose::ChunkDigests(serial), PeerTag::Chunk(serial));
+        } else {
+            self.read_chunk(serial, range);
+        }
+    }
+
+    fn read_chunk(&mut self, serial: u32, range: ByteRange) {
         let Some(chunk) = self.resync().and_then(|resync| resync.chunk(serial)) else {
             return;
         };
-        chunk.stage = ChunkStage::Reading;
-        let range = chunk.range;
+        chunk.stage = ChunkStage::Reading(range);
         let op = self.ops.start(Purpose::Chunk(serial));
         self.out.push(Action::Read {
             op,
@@ -246,17 +278,69 @@ impl Node {
         });
     }
 
+    /// This node's disk was read, to compare a chunk.
+    pub(super) fn chunk_digested(&mut self, serial: u32, result: Result<Vec<Digest>, DiskError>) {
+        let Ok(digests) = result else {
+            return self.chunk_unreadable(serial);
+        };
+        let chunk = self.resync().and_then(|resync| resync.chunk(serial));
+        if let Some(ChunkStage::Comparing(comparison)) = chunk.map(|chunk| &mut chunk.stage) {
+            comparison.read_here(digests);
+            self.chunk_compared(serial);
+        }
+    }
+
+    /// The peer has read its disk, to compare a chunk.
+    pub(super) fn chunk_digested_there(&mut self, serial: u32, bytes: &[u8]) {
+        let Some(chunk) = self.resync().and_then(|resync| resync.chunk(serial)) else {
+            return self.protocol_error("digests of nothing");
+        };
+        let digests = digests_of(chunk.range, bytes);
+        let taken = match (&mut chunk.stage, digests) {
+            (ChunkStage::Comparing(comparison), Some(digests)) => comparison.read_there(digests),
+            _ => false,
+        };
+        match taken {
+            true => self.chunk_compared(serial),
+            false => self.protocol_error("digests that were not asked for"),
+        }
+    }
+
+    /// Sends what differs in a chunk, from the first block to the last. What the peer has already need
+    /// only become durable there.
+    fn chunk_compared(&mut self, serial: u32) {
+        let Some(chunk) = self.resync().and_then(|resync| resync.chunk(serial)) else {
+            return;
+        };
+        let ChunkStage::Comparing(comparison) = &chunk.stage else {
+            return;
+        };
+        let Some(differing) = comparison.differing(chunk.range) else {
+            return;
+        };
+        match (differing.first(), differing.last()) {
+            (Some(first), Some(last)) => {
+                let (start, end) = (first.start, last.end);
+                self.read_chunk(serial, ByteRange { start, end });
+            }
+            _ => self.chunk_is_there(serial),
+        }
+    }
+
     /// A chunk was read: send it, or the word that it is all zeroes.
     pub(super) fn chunk_read(&mut self, serial: u32, payload: Payload) {
         let now = self.now;
         let generation = self.record.generation.tag();
         let chunk = self.resync().and_then(|resync| resync.chunk(serial));
-        let Some(chunk) = chunk.filter(|chunk| chunk.stage == ChunkStage::Reading) else {
+        let stage = chunk.map(|chunk| &mut chunk.stage);
+        let Some((stage, range)) = stage.and_then(|stage| match *stage {
+            ChunkStage::Reading(range) => Some((stage, range)),
+            _ => None,
+        }) else {
             self.out.push(Action::Release(payload));
             return;
         };
-        chunk.stage = ChunkStage::Sent(now);
-        let range = chunk.range;
+        *stage = ChunkStage::Sent(now);
         let header = Header {
             offset: range.start,
             length: range.len() as u32,
@@ -305,12 +389,18 @@ impl Node {
 
     /// The target has written a chunk; it is not durable there yet.
     pub(super) fn chunk_written(&mut self, serial: u32) {
+        let Some(resync) = self.resync() else { return };
+        let stage = resync.chunk(serial).map(|chunk| &chunk.stage);
+        match stage {
+            Some(ChunkStage::Sent(_)) => self.chunk_is_there(serial),
+            _ => self.protocol_error("a chunk is written that was not sent"),
+        }
+    }
+
+    /// The target's disk has a chunk; a flush is to make it durable.
+    fn chunk_is_there(&mut self, serial: u32) {
         let now = self.now;
         let Some(resync) = self.resync() else { return };
-        let stage = resync.chunk(serial).map(|chunk| chunk.stage);
-        if !matches!(stage, Some(ChunkStage::Sent(_))) {
-            return self.protocol_error("a chunk is written that was not sent");
-        }
         let Some(chunk) = resync.take_chunk(serial) else {
             return;
         };
@@ -363,7 +453,9 @@ impl Node {
         for chunk in resync.chunks {
             match chunk.stage {
                 ChunkStage::AwaitingRange => self.withdraw_claim(Claimant::Chunk(chunk.serial)),
-                ChunkStage::Reading | ChunkStage::Sent(_) => self.release_range(chunk.range),
+                ChunkStage::Comparing(_) | ChunkStage::Reading(_) | ChunkStage::Sent(_) => {
+                    self.release_range(chunk.range);
+                }
             }
         }
         self.checkpoint_due = false;
@@ -379,7 +471,9 @@ impl Node {
             && session.connection == connection
         {
             copying.written.push(range);
-            copying.progress.advance(now, range.len());
+            if !copying.by_checksum {
+                copying.progress.advance(now, range.len());
+            }
         }
     }
 

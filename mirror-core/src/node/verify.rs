@@ -13,7 +13,8 @@
 //! the peer, a verify of the peer, and a copy that is made anew.
 
 use super::Node;
-use super::boundary::{Action, CommandId, ConnectionId, DiskError, Severity};
+use super::boundary::{CommandId, DiskError, Severity};
+use super::compare::{Comparison, digests_of};
 use super::link::{Mode, PeerTag};
 use super::operation::Purpose;
 use super::ordering::Claimant;
@@ -21,16 +22,10 @@ use super::resync::Progress;
 use super::transition::{AfterShrink, Kind};
 use crate::control::{VerifyState, VerifyStatus};
 use crate::error::ErrorId;
-use crate::limits::{BLOCK, MAX_SHOWN_RANGES, RESYNC_CHUNK, RESYNC_WINDOW_IDLE, SECTOR};
+use crate::limits::{BLOCK, MAX_SHOWN_RANGES, RESYNC_CHUNK};
 use crate::meta::bitmap::Bitmap;
 use crate::types::{ByteRange, Digest, DiskState, Holders, Role, Time};
-use crate::wire::message::{digest_bytes, digests_from};
-use crate::wire::{FrameType, Header};
 use std::collections::BTreeSet;
-
-/// Pieces of the peer that are read here at once at most: those of its window, and what a slow disk
-/// still reads of windows that it gave up, by stopping a verify or with a connection.
-const MOST_PEER_PIECES: usize = 16 * RESYNC_WINDOW_IDLE;
 
 /// Blocks that are noted as different at most: beyond that a full copy is what is needed.
 const MOST_FOUND: usize = 1 << 16;
@@ -69,15 +64,6 @@ enum Over {
     Stopped(String),
 }
 
-/// What a verify of the peer asks of this disk.
-#[derive(Debug, Default)]
-pub(super) struct Compared {
-    /// When it last asked for digests.
-    asked: Option<Time>,
-    /// That some cannot be had was told.
-    told: bool,
-}
-
 /// A piece of the device that is being compared.
 #[derive(Debug)]
 struct Piece {
@@ -89,12 +75,7 @@ struct Piece {
 #[derive(Debug)]
 enum Stage {
     AwaitingRange,
-    /// Both disks are being read.
-    Reading {
-        since: Time,
-        here: Option<Vec<Digest>>,
-        there: Option<Vec<Digest>>,
-    },
+    Reading(Comparison),
 }
 
 impl Verify {
@@ -130,21 +111,19 @@ impl Verify {
         self.pieces.iter_mut().find(|piece| piece.serial == serial)
     }
 
-    /// Takes out a piece that was read on both sides.
-    fn take_compared(&mut self, serial: u32) -> Option<(ByteRange, Vec<Digest>, Vec<Digest>)> {
+    /// Takes out a piece that was read on both sides, with the blocks that differ in it.
+    fn take_compared(&mut self, serial: u32) -> Option<(ByteRange, Vec<ByteRange>)> {
         let at = self
             .pieces
             .iter()
             .position(|piece| piece.serial == serial)?;
-        if let Stage::Reading { here, there, .. } = &mut self.pieces[at].stage
-            && here.is_some()
-            && there.is_some()
-        {
-            let (here, there) = (here.take()?, there.take()?);
-            let piece = self.pieces.swap_remove(at);
-            return Some((piece.range, here, there));
-        }
-        None
+        let Piece { range, stage, .. } = &self.pieces[at];
+        let Stage::Reading(comparison) = stage else {
+            return None;
+        };
+        let (range, differing) = (*range, comparison.differing(*range)?);
+        self.pieces.swap_remove(at);
+        Some((range, differing))
     }
 
     /// The first ranges of what was found, as (offset, length).
@@ -314,7 +293,7 @@ impl Node {
         for piece in pieces {
             match piece.stage {
                 Stage::AwaitingRange => self.withdraw_claim(Claimant::Piece(piece.serial)),
-                Stage::Reading { .. } => self.release_range(piece.range),
+                Stage::Reading(_) => self.release_range(piece.range),
             }
         }
     }
@@ -390,28 +369,13 @@ impl Node {
         if !self.may_compare() {
             return self.put_piece_back(serial);
         }
-        let since = self.now;
+        let now = self.now;
         let Some(piece) = self.verify.as_mut().and_then(|verify| verify.piece(serial)) else {
             return;
         };
-        piece.stage = Stage::Reading {
-            since,
-            here: None,
-            there: None,
-        };
+        piece.stage = Stage::Reading(Comparison::new(now));
         let range = piece.range;
-        let op = self.ops.start(Purpose::Piece(serial));
-        self.out.push(Action::Digest { op, range });
-        let generation = self.record.generation.tag();
-        self.send(Header {
-            offset: range.start,
-            length: range.len() as u32,
-            ..Header::bare(
-                FrameType::Digest,
-                generation,
-                PeerTag::Piece(serial).encode(),
-            )
-        });
+        self.ask_digests(range, Purpose::Piece(serial), PeerTag::Piece(serial));
     }
 
     /// The record changed while a piece waited for its range: the peer would not know the generation
@@ -430,10 +394,8 @@ impl Node {
     /// Since when the peer has the oldest piece that it has not answered.
     pub(super) fn oldest_piece_at_peer(&self) -> Option<Time> {
         let asked = |piece: &Piece| match &piece.stage {
-            Stage::Reading {
-                since, there: None, ..
-            } => Some(*since),
-            _ => None,
+            Stage::Reading(comparison) => comparison.waits_for_peer_since(),
+            Stage::AwaitingRange => None,
         };
         self.verify.as_ref()?.pieces.iter().filter_map(asked).min()
     }
@@ -452,8 +414,8 @@ impl Node {
             );
             return self.stop_verify(&cause);
         };
-        if let Stage::Reading { here, .. } = &mut piece.stage {
-            *here = Some(digests);
+        if let Stage::Reading(comparison) = &mut piece.stage {
+            comparison.read_here(digests);
         }
         self.compare(serial);
     }
@@ -463,18 +425,15 @@ impl Node {
         let Some(piece) = self.verify.as_mut().and_then(|verify| verify.piece(serial)) else {
             return;
         };
-        let blocks = blocks_of(piece.range).count();
-        // No digests: it cannot be read there, which is as good as different.
-        let digests = match bytes.is_empty() {
-            true => Some(vec![Digest::UNREADABLE; blocks]),
-            false => digests_from(bytes).filter(|digests| digests.len() == blocks),
-        };
-        let Some(digests) = digests else {
+        let Some(digests) = digests_of(piece.range, bytes) else {
             return self.protocol_error("digests of another range");
         };
-        match &mut piece.stage {
-            Stage::Reading { there, .. } if there.is_none() => *there = Some(digests),
-            _ => return self.protocol_error("digests that were not asked for"),
+        let expected = match &mut piece.stage {
+            Stage::Reading(comparison) => comparison.read_there(digests),
+            Stage::AwaitingRange => false,
+        };
+        if !expected {
+            return self.protocol_error("digests that were not asked for");
         }
         self.compare(serial);
     }
@@ -484,17 +443,14 @@ impl Node {
         let Some(verify) = &mut self.verify else {
             return;
         };
-        let Some((range, here, there)) = verify.take_compared(serial) else {
+        let Some((range, differing)) = verify.take_compared(serial) else {
             return;
         };
         verify.progress.advance(now, range.len());
         let first = verify.found.is_empty();
-        let mut differs = false;
-        for (block, (ours, theirs)) in blocks_of(range).zip(here.iter().zip(&there)) {
-            if ours != theirs {
-                differs |= verify.found.insert(block.start / BLOCK);
-            }
-        }
+        let differs = !differing.is_empty();
+        let found = differing.iter().map(|block| block.start / BLOCK);
+        verify.found.extend(found);
         let too_many = verify.found.len() > MOST_FOUND;
         if differs && first {
             let text = format!(
@@ -594,32 +550,9 @@ impl Node {
         )
     }
 
-    /// The peer compares: reads a piece of this disk.
-    pub(super) fn peer_asks_digests(&mut self, header: Header) {
-        if let Err(what) = self.check_digest_request(&header) {
-            return self.protocol_error(what);
-        }
-        // It did not know yet of a change of role or generation, and is about to stop.
-        let stale = header.generation != self.record.generation.tag();
-        if stale || self.role == Role::Primary {
-            return;
-        }
-        self.settle_two_verifies();
-        let now = self.now;
-        let Some((connection, session)) = self.link.connection().zip(self.link.session_mut())
-        else {
-            return;
-        };
-        session.compared.asked = Some(now);
-        let range = ByteRange::new(header.offset, header.length.into());
-        let id = header.id;
-        let op = self.ops.start(Purpose::PeerPiece { connection, id });
-        self.out.push(Action::Digest { op, range });
-    }
-
     /// Both nodes were asked to verify at once. Both would find the same and each leave the other behind:
     /// the one with the smaller replica id goes on.
-    fn settle_two_verifies(&mut self) {
+    pub(super) fn settle_two_verifies(&mut self) {
         let theirs = self.link.session().map(|session| session.hello.replica);
         let goes_on = theirs.is_some_and(|theirs| self.record.replica < theirs);
         if !goes_on && self.verify.as_ref().is_some_and(Verify::is_running) {
@@ -633,61 +566,8 @@ impl Node {
         let asked = self
             .link
             .session()
-            .and_then(|session| session.compared.asked);
+            .and_then(|session| session.compared.asked());
         asked.is_some_and(|at| self.now.since(at) < self.config.stall_timeout)
-    }
-
-    fn check_digest_request(&self, header: &Header) -> Result<(), &'static str> {
-        let session = self.link.session();
-        let range = ByteRange::new(header.offset, header.length.into());
-        let before = self.record.ancestry.first();
-        let mut known = std::iter::once(&self.record.generation).chain(before);
-        if !session.is_some_and(|session| matches!(session.mode, Mode::InSync)) {
-            Err("a comparison of replicas that are not in sync")
-        } else if !known.any(|known| known.tag() == header.generation) {
-            Err("a comparison in another generation")
-        } else if !range.start.is_multiple_of(BLOCK)
-            || range.is_empty()
-            || range.len() > RESYNC_CHUNK
-            || !range.end.is_multiple_of(SECTOR)
-            || range.end > self.record.mirror_size
-        {
-            Err("a comparison out of range")
-        } else if self.ops.peer_pieces >= MOST_PEER_PIECES {
-            Err("more comparisons at once than one verify makes")
-        } else {
-            Ok(())
-        }
-    }
-
-    /// What the peer asked for was read here, or cannot be.
-    pub(super) fn answer_digests(
-        &mut self,
-        connection: ConnectionId,
-        id: u64,
-        result: Result<Vec<Digest>, DiskError>,
-    ) {
-        if self.link.connection() == Some(connection) {
-            if result.is_err() {
-                self.tell_unreadable();
-            }
-            let generation = self.record.generation.tag();
-            let bytes = digest_bytes(&result.unwrap_or_default());
-            self.send_control(Header::bare(FrameType::Digests, generation, id), bytes);
-        }
-    }
-
-    /// Once for a connection: a dead disk fails everywhere.
-    fn tell_unreadable(&mut self) {
-        let session = self.link.session_mut();
-        let told = session.map(|session| std::mem::replace(&mut session.compared.told, true));
-        if told == Some(false) {
-            let text = format!(
-                "the local disk cannot be read where {} compares, which counts as different",
-                self.config.peer
-            );
-            self.event(Severity::Error, text);
-        }
     }
 
     /// Whether a change of role must wait until an operator has dealt with what was found.
@@ -697,14 +577,4 @@ impl Node {
         verify.is_some_and(|verify| !verify.found.is_empty())
             && self.record.holders == Holders::Both
     }
-}
-
-/// The blocks that a range is made of; the last one may be shorter.
-fn blocks_of(range: ByteRange) -> impl Iterator<Item = ByteRange> {
-    (range.start..range.end)
-        .step_by(BLOCK as usize)
-        .map(move |start| ByteRange {
-            start,
-            end: range.end.min(start + BLOCK),
-        })
 }

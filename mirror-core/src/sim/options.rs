@@ -165,6 +165,7 @@ pub struct Options {
     pub sweep: bool,
     pub verifies: bool,
     pub copy_rate: u64,
+    pub checksums: bool,
     pub rare_faults: Vec<FaultKind>,
     pub drift: [i32; 2],
 }
@@ -257,6 +258,7 @@ impl Options {
                 7 => store_size / (1 + seed / 8 % 8),
                 _ => 0,
             },
+            checksums: seed % 8 == 3,
             rare_faults: rare_faults(&mut rng, arbitration),
             drift: match rng.u8(0..6) {
                 0 => [(); 2].map(|()| rng.i32(-MOST_DRIFT..MOST_DRIFT)),
@@ -392,6 +394,7 @@ impl Options {
             sweep: false,
             verifies: false,
             copy_rate: 0,
+            checksums: false,
             pace: Pace::Steady,
             small_requests: false,
             rare_faults: Vec::new(),

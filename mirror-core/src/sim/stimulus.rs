@@ -81,6 +81,7 @@ const COMMANDS: &[(Command, &str)] = &[
     ),
     (Command::Disconnect, "disconnect"),
     (Command::Invalidate, "invalidate"),
+    (Command::CompareFirst, "resync by checksum"),
     (Command::PauseResync, "resync pause"),
     (Command::ResumeResync, "resync resume"),
     (VERIFY, "verify"),

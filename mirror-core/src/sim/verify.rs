@@ -82,15 +82,23 @@ impl Doubts {
 }
 
 impl Cluster {
-    /// In the storm: a verify is begun, goes on, or ends, on any node.
+    /// In the storm: a verify is begun, goes on, or ends, on any node; or the next resync is to compare.
     pub fn doubt(&mut self) {
-        if !self.options.verifies || self.now < self.doubts.next {
+        let Options {
+            verifies,
+            checksums,
+            ..
+        } = self.options;
+        if !(verifies || checksums) || self.now < self.doubts.next {
             return;
         }
         let gap = self.options.operator_gap.as_nanos() as u64;
         let rng = &mut self.doubts.rng;
         self.doubts.next = Time(self.now.0 + rng.u64(gap / 4..gap * 2));
         let h = rng.usize(0..2);
+        if checksums {
+            return self.order(h, Command::CompareFirst);
+        }
         let what = [
             VERIFY,
             VERIFY,

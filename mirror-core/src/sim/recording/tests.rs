@@ -37,6 +37,7 @@ fn command() -> impl Strategy<Value = Command> {
         any::<bool>().prop_map(discard),
         Just(Command::Disconnect),
         Just(Command::Invalidate),
+        Just(Command::CompareFirst),
         Just(Command::PauseResync),
         Just(Command::ResumeResync),
         Just(VERIFY),

@@ -414,6 +414,7 @@ fn operator(verb: &str, words: &mut Words<'_>) -> Result<Command, String> {
         },
         "disconnect" => Disconnect,
         "invalidate" => Invalidate,
+        "compare-first" => CompareFirst,
         "pause-resync" => PauseResync,
         "resume-resync" => ResumeResync,
         "verify" => match words.option() {
@@ -428,12 +429,13 @@ fn operator(verb: &str, words: &mut Words<'_>) -> Result<Command, String> {
     Ok(Command::Operator(host, what))
 }
 
-const OPERATOR_VERBS: [&str; 9] = [
+const OPERATOR_VERBS: [&str; 10] = [
     "primary",
     "secondary",
     "connect",
     "disconnect",
     "invalidate",
+    "compare-first",
     "pause-resync",
     "resume-resync",
     "verify",

@@ -7,7 +7,7 @@ use crate::meta::superblock::{Proposal, Superblock, Trust};
 use crate::sim::host::NAMES;
 use crate::types::{ByteRange, Generation, Holders};
 use crate::wire::message::{Goodbye, Hello, Lineage};
-use crate::wire::{FLAG_FUA, FLAG_WHOLE, FrameType, Header};
+use crate::wire::{FLAG_CHECKSUM, FLAG_FUA, FLAG_WHOLE, FrameType, Header};
 
 /// Values named in one line.
 const MOST_VALUES: usize = 6;
@@ -99,8 +99,13 @@ impl Names {
             FrameType::SyncStart | FrameType::Promote => {
                 format!("{kind:?} {}", self.lineage(kind, bytes))
             }
-            FrameType::SyncReady if header.flags & FLAG_WHOLE != 0 => {
-                format!("SyncReady{tag}, every block")
+            FrameType::SyncReady => {
+                let said = |flag, text| if header.flags & flag != 0 { text } else { "" };
+                let (whole, compare) = (
+                    said(FLAG_WHOLE, ", every block"),
+                    said(FLAG_CHECKSUM, ", compared first"),
+                );
+                format!("SyncReady{tag}{whole}{compare}")
             }
             FrameType::PromoteRefused => {
                 format!("PromoteRefused: {}", String::from_utf8_lossy(bytes))
