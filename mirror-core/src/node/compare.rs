@@ -137,7 +137,9 @@ impl Node {
     fn check_digest_request(&self, header: &Header) -> Result<(), &'static str> {
         let mode = self.link.session().map(|session| &session.mode);
         let range = ByteRange::new(header.offset, header.length.into());
-        let before = self.record.ancestry.first();
+        // Only a verify may cross a change of generation.
+        let verifies = matches!(mode, Some(Mode::InSync));
+        let before = self.record.ancestry.first().filter(|_| verifies);
         let mut known = std::iter::once(&self.record.generation).chain(before);
         if !matches!(mode, Some(Mode::InSync | Mode::Target(_))) {
             Err("a comparison with what is no copy")
