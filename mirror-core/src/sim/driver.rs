@@ -10,7 +10,8 @@ use super::host::NAMES;
 use super::network::{Condition, Frame, Heard, WireBody};
 use super::options::{Chance, DiskBias};
 use crate::limits::{
-    COPY_BURST, MAX_CONTROL_PAYLOAD, MAX_PAYLOAD, RESYNC_CHUNK, SECTOR, ZERO_PIECE,
+    COPY_BURST, MAX_CONTROL_PAYLOAD, MAX_PAYLOAD, RESYNC_CHUNK, RESYNC_WINDOW_IDLE, SECTOR,
+    ZERO_PIECE,
 };
 use crate::node::MetadataPlace;
 use crate::node::boundary::{Action, Body, ConnectionId, DiskError, Input, OpId};
@@ -138,7 +139,8 @@ impl Cluster {
         }
     }
 
-    /// R9: a resync is no faster than it may be, counted from its first chunk in a daemon's life.
+    /// R9: a resync is no faster than it may be, counted from its first chunk in a daemon's life. Chunks of
+    /// one window may have waited for their ranges, and be read together.
     fn check_copy_rate(&mut self, h: usize, bytes: u64) -> Result<(), String> {
         let now = self.hosts[h].now(self.now);
         let (Some(rate), Some(process)) =
@@ -150,7 +152,8 @@ impl Cluster {
         process.copied = Some((since, before + bytes));
         let spent = (now.since(since) + COPY_BURST).as_nanos();
         let allowed = spent * u128::from(rate.get()) / 1_000_000_000;
-        match u128::from(before) <= allowed + u128::from(RESYNC_CHUNK) {
+        let together = RESYNC_WINDOW_IDLE as u64 * RESYNC_CHUNK;
+        match u128::from(before) <= allowed + u128::from(together) {
             true => Ok(()),
             false => Err(format!(
                 "R9: {before} bytes were copied, and {allowed} were due"
