@@ -156,11 +156,10 @@ pub const FLAG_FUA: u8 = 1;
 pub const FLAG_MAY_UNMAP: u8 = 2;
 /// In a [`FrameType::SyncReady`]: every block of the sender is dirty; no bits were sent.
 pub const FLAG_WHOLE: u8 = 4;
-
-/// In a [`FrameType::SyncReady`]: compare each chunk before it is sent.
-pub const FLAG_CHECKSUM: u8 = 16;
 /// In a [`FrameType::Pong`]: a lease of `length` milliseconds, from the sending of the ping on.
 pub const FLAG_LEASE: u8 = 8;
+/// In a [`FrameType::SyncReady`]: compare each chunk before it is sent.
+pub const FLAG_CHECKSUM: u8 = 16;
 
 /// Every flag there is.
 const FLAGS: u8 = FLAG_FUA | FLAG_MAY_UNMAP | FLAG_WHOLE | FLAG_LEASE | FLAG_CHECKSUM;

@@ -161,6 +161,17 @@ enum InFlight {
 }
 
 impl WriteLoad {
+    /// The first so many blocks, for writing each of them once.
+    #[must_use]
+    pub fn first(blocks: u64) -> WriteLoad {
+        WriteLoad {
+            first_block: 0,
+            blocks,
+            depth: 32,
+            durable_every: 0,
+        }
+    }
+
     /// Writes every block of the range once, from first to last.
     ///
     /// # Panics

@@ -72,12 +72,7 @@ fn by_checksum_little_more_than_what_differs_moves() {
         disk_size: SIZE,
         ..ClusterOptions::default()
     });
-    let everything = WriteLoad {
-        first_block: 0,
-        blocks: SIZE / BLOCK,
-        depth: 32,
-        durable_every: 0,
-    };
+    let everything = WriteLoad::first(SIZE / BLOCK);
     everything.write_each(cluster.nbd_address(Node::A, 0), &mut Ledger::default());
     let disk = File::options().write(true).open(cluster.disk(Node::B));
     let disk = disk.expect("the disk of b");
@@ -120,12 +115,7 @@ fn neither_resync_nor_verify_is_faster_than_it_may_be() {
     });
     let least = |bytes: u64| Duration::from_secs(bytes).div_f64(RATE as f64);
     cluster.verb(Node::A, "disconnect", &[]).expect_code(0);
-    let everything = WriteLoad {
-        first_block: 0,
-        blocks: SIZE / BLOCK,
-        depth: 32,
-        durable_every: 0,
-    };
+    let everything = WriteLoad::first(SIZE / BLOCK);
     everything.write_each(cluster.nbd_address(Node::A, 0), &mut Ledger::default());
     // A piece and a tenth of a second's worth may be ahead of the rate.
     let paced = SIZE - RATE / 10 - RESYNC_CHUNK;

@@ -32,12 +32,7 @@ fn cluster() -> Cluster {
 
 /// Fills the quiet part with what is not zero, so that bits can flip in it.
 fn fill(cluster: &Cluster, ledger: &mut Ledger) {
-    let everything = WriteLoad {
-        first_block: 0,
-        blocks: QUIET / BLOCK,
-        depth: 32,
-        durable_every: 0,
-    };
+    let everything = WriteLoad::first(QUIET / BLOCK);
     everything.write_each(cluster.nbd_address(Node::A, 0), ledger);
 }
 

@@ -62,20 +62,13 @@ impl Comparison {
 #[derive(Debug, Default)]
 pub(super) struct Compared {
     /// When it last asked for digests, to verify.
-    asked: Option<Time>,
+    pub(super) asked: Option<Time>,
     /// That some cannot be had was told.
     told: bool,
 }
 
-impl Compared {
-    /// When the peer last asked for digests, to verify.
-    pub(super) fn asked(&self) -> Option<Time> {
-        self.asked
-    }
-}
-
 /// The blocks that a range is made of; the last one may be shorter.
-pub(super) fn blocks_of(range: ByteRange) -> impl Iterator<Item = ByteRange> {
+fn blocks_of(range: ByteRange) -> impl Iterator<Item = ByteRange> {
     (range.start..range.end)
         .step_by(BLOCK as usize)
         .map(move |start| ByteRange {

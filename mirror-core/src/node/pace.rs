@@ -9,7 +9,7 @@
 use super::Node;
 use super::timer::Timer;
 use crate::limits::{COPY_BURST, GUEST_ACTIVE, RESYNC_WINDOW_BUSY, RESYNC_WINDOW_IDLE};
-use crate::types::Time;
+use crate::types::{CopyRates, Time};
 use std::num::NonZeroU64;
 use std::time::Duration;
 
@@ -27,11 +27,11 @@ impl Pace {
         (from > now).then_some(from)
     }
 
-    fn begins(&mut self, now: Time, bytes: u64, max: Option<NonZeroU64>, min: Option<NonZeroU64>) {
-        if let Some(rate) = max {
+    fn begins(&mut self, now: Time, bytes: u64, rates: CopyRates) {
+        if let Some(rate) = rates.max {
             self.at_most = self.at_most.max(now).after(span(bytes, rate));
         }
-        if let Some(rate) = min {
+        if let Some(rate) = rates.min {
             // What was too fast for a long time does not excuse standing still now.
             let piece = span(bytes, rate);
             let latest = now.after(COPY_BURST.max(piece));
@@ -70,8 +70,7 @@ impl Node {
 
     /// A piece of so many bytes begins.
     pub(super) fn copy_begins(&mut self, bytes: u64) {
-        let rates = self.config.copy_rates;
-        self.pace.begins(self.now, bytes, rates.max, rates.min);
+        self.pace.begins(self.now, bytes, self.config.copy_rates);
     }
 }
 
@@ -82,6 +81,14 @@ mod tests {
 
     const SECOND: u64 = 1_000_000_000;
 
+    /// Bounds in bytes per second; 0 for none.
+    fn rates(max: u64, min: u64) -> CopyRates {
+        CopyRates {
+            max: NonZeroU64::new(max),
+            min: NonZeroU64::new(min),
+        }
+    }
+
     /// Bytes that begin within ten seconds when somebody asks every millisecond.
     fn in_ten_seconds(rate: u64) -> u64 {
         let mut pace = Pace::default();
@@ -89,7 +96,7 @@ mod tests {
         for millis in 5000..15_000 {
             let now = Time(millis * SECOND / 1000);
             while pace.wait(now).is_none() {
-                pace.begins(now, RESYNC_CHUNK, NonZeroU64::new(rate), None);
+                pace.begins(now, RESYNC_CHUNK, rates(rate, 0));
                 done += RESYNC_CHUNK;
             }
         }
@@ -109,12 +116,11 @@ mod tests {
 
     #[test]
     fn who_did_enough_is_not_late_until_it_stands_still() {
-        let rate = NonZeroU64::new(1 << 20);
         let mut pace = Pace::default();
         let now = Time(SECOND);
         assert!(pace.at_least <= now, "late at first");
         for _ in 0..100 {
-            pace.begins(now, RESYNC_CHUNK, None, rate);
+            pace.begins(now, RESYNC_CHUNK, rates(0, 1 << 20));
         }
         assert!(pace.at_least > now);
         assert!(
@@ -127,8 +133,7 @@ mod tests {
     fn rates_beyond_reason_do_no_harm() {
         let mut pace = Pace::default();
         for rate in [1, u64::MAX] {
-            let rate = NonZeroU64::new(rate);
-            pace.begins(Time(SECOND), RESYNC_CHUNK, rate, rate);
+            pace.begins(Time(SECOND), RESYNC_CHUNK, rates(rate, rate));
         }
         assert!(pace.wait(Time(SECOND)).is_some());
     }

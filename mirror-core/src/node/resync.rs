@@ -69,7 +69,7 @@ pub(super) struct Copying {
 pub(super) struct Progress {
     /// Bytes that were dirty when it began.
     pub(super) total: u64,
-    /// Bytes written by the target.
+    /// Bytes that the target has written, or was found to have; of a verify, bytes compared.
     pub(super) done: u64,
     /// Bytes of payload that crossed the link.
     pub(super) sent: u64,

@@ -566,7 +566,7 @@ impl Node {
         let asked = self
             .link
             .session()
-            .and_then(|session| session.compared.asked());
+            .and_then(|session| session.compared.asked);
         asked.is_some_and(|at| self.now.since(at) < self.config.stall_timeout)
     }
 

@@ -5,6 +5,7 @@ use super::checker::{Checker, Durability, Moment, describe, stamp, writer};
 use super::cluster::{Cluster, Event, Phase};
 use super::host::{NAMES, guest_payload};
 use super::options::{Options, Pace, Scenario};
+use super::split_brain::history;
 use super::stimulus::Stimulus;
 use crate::limits::{EXTENT, SECTOR};
 use crate::node::boundary::{GuestError, GuestOperation, Input, RequestId};
@@ -598,10 +599,7 @@ impl Cluster {
 
     /// What guests of the node know: there are two histories while a split brain lasts.
     pub fn oracle(&mut self, host: usize) -> &mut Checker {
-        match &mut self.apart {
-            Some(both) => &mut both[host],
-            None => &mut self.checker,
-        }
+        history(&mut self.apart, &mut self.checker, host)
     }
 
     /// Plans to read back everything that was ever written.

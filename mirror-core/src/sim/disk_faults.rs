@@ -131,15 +131,13 @@ impl Cluster {
         self.custody.forget(h);
         self.hosts[h].fitness = Fitness::Clone;
         let rng = self.hosts[h].rng.fork();
-        let mut disk = Disk::copy_of(&self.hosts[1 - h].disk, rng);
-        disk.succeed(&self.hosts[h].disk);
-        self.hosts[h].disk = disk;
-        self.hosts[h].astray.clear();
+        let disk = Disk::copy_of(&self.hosts[1 - h].disk, rng);
+        self.hosts[h].install(disk);
         // As somebody would do it who means well: the image gets the name of its new node.
         for slot in 0..SLOTS {
             let offset = self.options.layout().slot_offset(slot);
-            let block = self.hosts[h].disk.read_metadata(offset, BLOCK as usize);
-            if let Ok(parsed) = Superblock::parse(&block) {
+            let block = self.hosts[h].disk.metadata_block(offset);
+            if let Ok(parsed) = Superblock::parse(block) {
                 let mut superblock = parsed.untrusted().clone();
                 NAMES[h].clone_into(&mut superblock.node);
                 let bytes = superblock.encode();

@@ -127,6 +127,13 @@ impl Host {
         self.crash_in = None;
     }
 
+    /// The machine gets another disk.
+    pub fn install(&mut self, mut disk: Disk) {
+        disk.succeed(&self.disk);
+        self.disk = disk;
+        self.astray.clear();
+    }
+
     /// Nobody wonders about what waits until then.
     pub fn excuse(&mut self, until: Time) {
         self.excused_until = self.excused_until.max(until);
@@ -161,12 +168,10 @@ impl Cluster {
         if host.fitness == Fitness::Condemned {
             // Whatever the machine held before the mirror's life, it is told from the other.
             let blank = Blank::Garbage(2 + (host.lives % 12) as u8);
-            let mut disk = new_disk(&self.options, h, blank, &mut host.rng);
-            disk.succeed(&host.disk);
-            host.disk = disk;
+            let disk = new_disk(&self.options, h, blank, &mut host.rng);
+            host.install(disk);
             host.fitness = Fitness::Fit;
             host.trouble = None;
-            host.astray.clear();
         }
         let config = NodeConfig {
             cluster: "sim".to_owned(),

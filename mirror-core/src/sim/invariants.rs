@@ -4,6 +4,7 @@ use super::cluster::{Cluster, Event, Phase};
 use super::disk::{Disk, Honesty};
 use super::host::{Fitness, NAMES};
 use super::options::Scenario;
+use super::split_brain::history;
 use crate::control::{Arbitration, MirrorStatus};
 use crate::error::ErrorId;
 use crate::meta::superblock::Superblock;
@@ -250,10 +251,7 @@ impl Cluster {
             let touched = self.oracle(h).touched();
             return self.check_sectors(h, Disk::view, touched);
         }
-        let oracle = match &mut self.apart {
-            Some(both) => &mut both[h],
-            None => &mut self.checker,
-        };
+        let oracle = history(&mut self.apart, &mut self.checker, h);
         oracle.disk_allowed(h, &self.hosts[h].disk)
     }
 

@@ -6,7 +6,6 @@
 use super::cluster::Cluster;
 use super::host::{Fitness, NAMES};
 use crate::control::Direction;
-use crate::meta::META_BLOCK;
 use crate::meta::superblock::{Superblock, Trust};
 use crate::types::{DiskState, Generation, Holders, Role};
 
@@ -17,8 +16,8 @@ impl Cluster {
         let layout = self.options.layout();
         let disk = &self.hosts[h].disk;
         self.custody.slots[h] = [0, 1].map(|slot| {
-            let bytes = disk.read_metadata(layout.slot_offset(slot), META_BLOCK as usize);
-            let parsed = Superblock::parse(&bytes).ok()?;
+            let bytes = disk.metadata_block(layout.slot_offset(slot));
+            let parsed = Superblock::parse(bytes).ok()?;
             Some(parsed.untrusted().clone())
         });
     }

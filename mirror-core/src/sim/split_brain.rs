@@ -2,6 +2,7 @@
 //! node by force. The split brain must be noticed and told on both sides, never merged silently, and end
 //! when one side discards its data. Until then each side has a history of its own, and keeps it.
 
+use super::checker::Checker;
 use super::client::Ask;
 use super::cluster::Cluster;
 use super::faults::{Crash, draw_millis};
@@ -37,6 +38,18 @@ pub(super) enum SplitBrain {
         loser: usize,
         until: Time,
     },
+}
+
+/// The history that guests of the node know: each side's own while a split brain lasts.
+pub(super) fn history<'a>(
+    apart: &'a mut Option<[Checker; 2]>,
+    common: &'a mut Checker,
+    h: usize,
+) -> &'a mut Checker {
+    match apart {
+        Some(both) => &mut both[h],
+        None => common,
+    }
 }
 
 impl Cluster {
